@@ -1,7 +1,15 @@
 """Photographs: the sets of the book, and anyone's own."""
 
+from .download import DownloadError
+from .folders import folder
 from .groceries import groceries
 from .photos import Photos
 from .pictures import BadPicture, read_picture
+from .products import groceries_full, packages
+from .published import butterflies, cub200, imagenet
+from .toy_birds import toy_birds
 
-__all__ = ["BadPicture", "Photos", "groceries", "read_picture"]
+__all__ = [
+    "BadPicture", "DownloadError", "Photos", "butterflies", "cub200", "folder", "groceries", "groceries_full",
+    "imagenet", "packages", "read_picture", "toy_birds",
+]  # fmt: skip

@@ -1,14 +1,15 @@
 """A set of photographs: pictures that are read when asked for, with whatever is known about them."""
 
 import hashlib
+import reprlib
 from dataclasses import dataclass, field, replace
 from typing import Callable, Sequence
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
 from PIL import Image
-from tqdm.auto import tqdm
 
+from .._progress import progress
 from .pictures import BadPicture
 
 
@@ -56,7 +57,7 @@ class Photos:
         if self.rows is None:
             object.__setattr__(self, "rows", np.arange(len(self.names)))
         for what in _PER_PHOTOGRAPH:
-            values = getattr(self, what)
+            values = vars(self).get(what)  # not getattr: a kind of set may work a column out on first use
             if values is not None and len(values) != len(self):
                 raise ValueError(f"{self.name}: {len(values)} {what} for {len(self)} photographs: give one each")
 
@@ -64,20 +65,26 @@ class Photos:
         return len(self.names)
 
     def __getitem__(self, index):
-        if isinstance(index, (int, np.integer)):
-            return self.read(int(self.rows[index]))
         try:
-            chosen = np.arange(len(self))[index]
-        except IndexError as error:
-            raise IndexError(f"{self.name} has {len(self)} photographs: {error}") from None
-        parts = {what: _take(getattr(self, what), chosen) for what in _PER_PHOTOGRAPH}
-        return replace(self, **parts)
+            rows = self.rows[index]
+        except IndexError:
+            rows = None
+        if rows is None or rows.ndim > 1:
+            raise IndexError(
+                f"{self.name} has {len(self)} photographs: {reprlib.repr(index)} is neither a number below that, a "
+                f"slice, an array of such numbers nor {len(self)} truth values; a training set is photos[photos.train]"
+            )
+        if rows.ndim == 0:
+            return self.read(int(rows))
+        chosen = np.arange(len(self))[index]
+        return replace(self, **{what: _take(vars(self).get(what), chosen) for what in _PER_PHOTOGRAPH})
 
     def __iter__(self):
         return (self[i] for i in range(len(self)))
 
     def __repr__(self):
-        sizes = ", ".join(f"{np.sum(self.split == s)} {s}" for s in dict.fromkeys(self.split)) if self.split is not None else ""
+        splits = () if self.split is None else dict.fromkeys(self.split)
+        sizes = ", ".join(f"{np.sum(self.split == split)} {split}" for split in splits)
         about = [f"{len(self)} photographs", f"{len(self.classes)} classes" if self.classes else "no labels", sizes]
         return f"Photos({self.name}: {'; '.join(a for a in about if a)})"
 
@@ -91,6 +98,8 @@ class Photos:
         """Indices of the photographs in any of these splits, in order: `photos.where("val", "test")`."""
         if self.split is None:
             raise ValueError(f"{self.name} has no split into training and test: choose the indices yourself")
+        if unknown := set(splits) - set(_SPLITS):
+            raise ValueError(f"there is no split {unknown.pop()!r}: a split is one of {', '.join(_SPLITS)}")
         return np.flatnonzero(np.isin(self.split, splits))
 
     @property
@@ -117,7 +126,7 @@ class Photos:
     def readable(self):
         """The same set without the pictures that cannot be read; `left_out` of the result lists those and why."""
         bad = {}
-        for i in tqdm(range(len(self)), desc=f"checking {self.name}", unit="picture", leave=False):
+        for i in progress(range(len(self)), desc=f"checking {self.name}", unit="picture", leave=False):
             try:
                 self[i]
             except BadPicture as error:
@@ -128,6 +137,7 @@ class Photos:
         return replace(kept, left_out=[*self.left_out, *bad.values()])
 
 
+_SPLITS = ("train", "val", "test", "query", "database")
 _PER_PHOTOGRAPH = ("names", "stamps", "rows", "labels", "coarse_labels", "split", "boxes", "keypoints")
 
 

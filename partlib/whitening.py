@@ -1,0 +1,117 @@
+"""Mean and covariance in one pass over any number of vectors, and what is done with them: PCA whitening, LDA filters."""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ._checks import check_count, check_vectors
+
+
+class Moments:
+    """Count, mean and covariance of vectors that arrive in batches, in memory that does not grow with their number.
+
+    Batches are merged by the exact formula of Chan, Golub and LeVeque (1983), in float64: the result does not depend
+    on how the vectors were cut into batches, and a large mean costs no digits.
+    """
+
+    def __init__(self):
+        self.n, self.mean, self._scatter = 0, None, None
+
+    def update(self, x: Float[Tensor, "m d"]):
+        """Take in `m` more vectors."""
+        x = check_vectors(x).double()
+        if len(x) == 0:
+            return self
+        if self.n and x.shape[1] != len(self.mean):
+            raise ValueError(f"these vectors have {x.shape[1]} dimensions, those before them {len(self.mean)}")
+        mean = x.mean(0)
+        scatter = (x - mean).T @ (x - mean)
+        if self.n == 0:
+            self.n, self.mean, self._scatter = len(x), mean, scatter
+            return self
+        total, gap = self.n + len(x), mean - self.mean
+        self._scatter += scatter + torch.outer(gap, gap) * (self.n * len(x) / total)
+        self.mean = self.mean + gap * (len(x) / total)
+        self.n = total
+        return self
+
+    @property
+    def covariance(self) -> Float[Tensor, "d d"]:
+        """Σ = (1/n) Σᵢ (xᵢ − μ)(xᵢ − μ)ᵀ."""
+        if self.n == 0:
+            raise ValueError("no vectors yet: call update(x) first")
+        return self._scatter / self.n
+
+    def shrunk(self, shrinkage) -> Float[Tensor, "d d"]:
+        """Σ + ε (tr Σ / d) I: invertible however few the vectors, ε = `shrinkage` relative to the mean variance."""
+        covariance = self.covariance
+        spread = covariance.diagonal().mean()
+        return covariance + shrinkage * spread * torch.eye(len(covariance), dtype=covariance.dtype, device=covariance.device)
+
+
+def moments(batches) -> Moments:
+    """Moments of an iterable of batches of vectors, `(m, d)` each, or of one tensor."""
+    total = Moments()
+    for x in [batches] if isinstance(batches, Tensor) else batches:
+        total.update(x)
+    return total
+
+
+@dataclass
+class PCAWhitening:
+    """PCA whitening: uncorrelated directions, the strongest first, scaled to a common spread.
+
+    y = Λ^(−power) Eᵀ (x − μ), where Λ and E are the leading eigenvalues and eigenvectors of the shrunk covariance.
+
+    Args:
+        dims: directions kept; all that carry variance by default.
+        shrinkage: ε of `Moments.shrunk`. From some hundred vectors the small eigenvalues are noise, which whitening blows up.
+        power: 0.5 whitens, 0 rotates only, 0.25 goes half way.
+
+    Attributes after `fit`: `mean_` (d), `directions_` (d, dims), `variances_` (dims), all float32.
+    """
+
+    dims: int | None = None
+    shrinkage: float = 0.0
+    power: float = 0.5
+
+    def fit(self, x: Float[Tensor, "n d"] | Moments):
+        """From vectors, or from moments gathered in one pass over more of them than memory holds."""
+        seen = x if isinstance(x, Moments) else Moments().update(x)
+        if seen.n < 2:
+            raise ValueError(f"whitening needs at least 2 vectors, not {seen.n}")
+        variances, directions = torch.linalg.eigh(seen.shrunk(self.shrinkage))
+        variances, directions = variances.flip(0), directions.flip(1)
+        # Without shrinkage, n vectors span at most n − 1 directions; dividing by the others' variance divides by rounding errors.
+        rank = int((variances > variances[0] * 1e-10).sum()) if variances[0] > 0 else 0
+        if rank == 0:
+            raise ValueError("all vectors are the same: there is no direction to whiten")
+        if self.dims is not None:
+            check_count(self.dims, rank, "dimensions", "directions that carry variance")
+        kept = self.dims or rank
+        # An eigenvector's sign is arbitrary: make the largest entry positive, so that every machine gives the same.
+        directions = directions[:, :kept]
+        largest = directions.gather(0, directions.abs().argmax(0, keepdim=True))
+        self.mean_, self.variances_ = seen.mean.float(), variances[:kept].float()
+        self.directions_ = (directions * largest.sign()).float()
+        return self
+
+    def transform(self, x: Float[Tensor, "n d"]) -> Float[Tensor, "n dims"]:
+        """Whitened vectors (not normalised)."""
+        if not hasattr(self, "mean_"):
+            raise ValueError("this whitening knows no vectors yet: call fit first")
+        if x.shape[-1] != len(self.mean_):
+            raise ValueError(f"fitted on vectors of {len(self.mean_)} dimensions, given {x.shape[-1]}")
+        return ((x - self.mean_) @ self.directions_) * self.variances_**-self.power
+
+
+def lda_filters(means: Float[Tensor, "p d"], seen: Moments, shrinkage=0.1) -> Float[Tensor, "p d"]:
+    """Filters w = Σ⁻¹ (m − μ) that tell vectors around each mean m from the rest of the world.
+
+    Hariharan, Malik and Ramanan (ECCV 2012): one covariance for all, learnt once without any labels, in place of a
+    search for hard negatives for each filter.
+    """
+    gap = check_vectors(means, "means").double() - seen.mean
+    return torch.linalg.solve(seen.shrunk(shrinkage), gap.T).T.float()
