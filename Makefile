@@ -8,7 +8,10 @@ SITE   := _build/html/index.html
 # The same number of threads wherever the chapters run: their last digits depend on it (see book/_tools/execute.py).
 export OMP_NUM_THREADS := 2
 export PYTHONHASHSEED := 0
+# Nothing that this machine's owner has set for other work reaches into the environment.
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
+export PIP_USER := 0
+unexport PYTHONPATH PYTHONHOME
 
 .DEFAULT_GOAL := help
 .PHONY: help setup book execute site test lab lock clean
@@ -16,7 +19,8 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 help:  ## show these lines
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-book: execute site  ## execute every chapter, then build the site
+book: execute  ## execute every chapter, then build the site
+	@$(MAKE) --no-print-directory site
 
 execute: $(READY)  ## execute every chapter, without the site
 	$(PY) book/_tools/execute.py
@@ -47,7 +51,7 @@ lock:  ## pin anew: the newest packages that pyproject.toml allows, for every sy
 	$(PYTHON) -m venv _build/uv
 	_build/uv/bin/python -m pip install --quiet uv
 	_build/uv/bin/uv pip compile pyproject.toml --universal --all-extras --python-version 3.11 --upgrade \
-	  --no-emit-index-url --no-annotate --no-header --output-file requirements.lock
+	  --quiet --no-emit-index-url --no-annotate --no-header --output-file requirements.lock
 
 clean:  ## remove the site and the environment; chapters, features and downloads stay
 	rm -rf _build .venv

@@ -59,7 +59,7 @@ class Browser:
     def _message(self, deadline):
         while b"\0" not in self._buffer:
             if not select.select([self._read], [], [], max(0.0, deadline - time.monotonic()))[0]:
-                raise TimeoutError("the browser does not answer")
+                raise RuntimeError("the browser does not answer")
             chunk = os.read(self._read, 1 << 20)
             if not chunk:
                 raise RuntimeError("the browser has gone; its folder holds browser.log")

@@ -1,0 +1,71 @@
+"""Codes: one vector a photograph, from its feature map."""
+
+from typing import Callable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from . import regions
+from ._checks import check_maps
+from .features import Maps
+from .whitening import PCAWhitening
+
+
+def encode(maps: Maps, pooling: Callable, batch=64, **options) -> Float[Tensor, "n D"]:
+    """Codes of all photographs, read from disk batch by batch: `encode(maps, gem, p=3)`."""
+    return torch.cat([pooling(some, **options) for some in maps.batches(batch)])
+
+
+def gap(maps: Float[Tensor, "n d h w"]) -> Float[Tensor, "n d"]:
+    """Global average pooling: the mean over the cells."""
+    return check_maps(maps).mean((2, 3))
+
+
+def mac(maps: Float[Tensor, "n d h w"]) -> Float[Tensor, "n d"]:
+    """Maximum activations of convolutions: the maximum over the cells [Razavian et al. 2016]."""
+    return check_maps(maps).amax((2, 3))
+
+
+def spoc(maps: Float[Tensor, "n d h w"]) -> Float[Tensor, "n d"]:
+    """Sum-pooled convolutional features with a centre prior [Babenko and Lempitsky 2015, section 4].
+
+    A Gaussian around the middle of the picture weighs the cells; σ is a third of the distance from the middle to the
+    nearest border.
+    """
+    h, w = check_maps(maps).shape[2:]
+    sigma = min(h, w) / 2 / 3
+    y, x = (torch.arange(side, device=maps.device) - (side - 1) / 2 for side in (h, w))
+    weight = torch.exp(-(y[:, None] ** 2 + x[None] ** 2) / (2 * sigma**2)).to(maps.dtype)
+    return (maps * weight).sum((2, 3))
+
+
+def gem(maps: Float[Tensor, "n d h w"], p=3.0, eps=1e-6) -> Float[Tensor, "n d"]:
+    """Generalised mean (mean x^p)^(1/p): the average at p = 1, the maximum as p → ∞ [Radenović et al. 2019, section 3.2].
+
+    Values under `eps` count as `eps`: the mean is of positive numbers. `p` may be a tensor that is learned.
+    """
+    if not torch.as_tensor(p > 0).all():
+        raise ValueError(f"p={p}: the generalised mean takes p > 0 (1 is the average)")
+    return check_maps(maps).clamp(min=eps).pow(p).mean((2, 3)).pow(1 / p)
+
+
+def rmac(maps: Float[Tensor, "n d h w"], levels=3, whitening: PCAWhitening | None = None) -> Float[Tensor, "n d"]:
+    """Regional maximum activations of convolutions, of length 1 [Tolias, Sicre and Jégou 2016, section 3.2].
+
+    Each window's maxima are ℓ2-normalised, PCA-whitened, ℓ2-normalised again, and summed over the windows.
+
+    Args:
+        whitening: fitted on such regions (`rmac_regions`) of *other* photographs; without it that step is left out.
+    """
+    vectors = rmac_regions(maps, levels)
+    if whitening is not None:
+        vectors = normalize(whitening.transform(vectors), dim=2)
+    return normalize(vectors.sum(1), dim=1)
+
+
+def rmac_regions(maps: Float[Tensor, "n d h w"], levels=3) -> Float[Tensor, "n r d"]:
+    """The ℓ2-normalised maxima of R-MAC's windows: what its whitening is fitted on."""
+    h, w = check_maps(maps).shape[2:]
+    return normalize(regions.pool(maps, regions.rmac(h, w, levels), "max"), dim=2)
