@@ -26,6 +26,7 @@ execute: $(READY)  ## execute every chapter, without the site
 	$(PY) book/_tools/execute.py
 
 site: $(READY)  ## build the site from the chapters as they are stored
+	@rm -rf _build/html
 	.venv/bin/jupyter-book build book --config _config.yml --path-output . -W -n --keep-going --all --quiet
 	@echo "the book: $(CURDIR)/$(SITE)"
 

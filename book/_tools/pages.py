@@ -54,19 +54,19 @@ def status():
     here = record["machine"]
     chapters = record["chapters"]
     rows = [
-        [f"[](./{name}.ipynb)", f"{e['seconds']:.1f} s", f"{e['peak_mb'] / 1000:.1f} GB", f"{e['features_mb']} MB"]
+        [f"[](./{name}.ipynb)", f"{e['seconds']:.1f}", f"{e['peak_mb'] / 1000:.1f}", e["features_mb"]]
         for name, e in chapters.items()
     ]
     total = sum(entry["seconds"] for entry in chapters.values())
-    rows.append(["in all", f"{total:.1f} s", "", f"{sum(e['features_mb'] for e in chapters.values())} MB"])
+    rows.append(["in all", f"{total:.1f}", "", sum(e["features_mb"] for e in chapters.values())])
     return [
         "## The last run",
         "",
         f"On {here['system']}, {here['processor']}, {here['cores']} cores, {here['memory_gib']} GB of memory; "
         f"Python {here['python']}; {here['threads']} threads. The last column says how much of the time went into feature maps "
-        "that were not in the cache yet: 0 MB means that the chapter found all of them there.",
+        "that were not in the cache yet: 0 means that the chapter found all of them there.",
         "",
-        *table(["chapter", "time", "peak memory", "maps computed"], rows),
+        *table(["chapter", "time (s)", "peak memory (GB)", "maps computed (MB)"], rows),
         "## Versions",
         "",
         *table(["package", "version"], record["versions"].items()),

@@ -1,0 +1,109 @@
+"""Figures of the book: photographs, neighbours, regions, signed maps, measures. Each function returns its figure."""
+
+import matplotlib.pyplot as plt
+import numpy as np
+import seaborn as sns
+from matplotlib.patches import Rectangle
+
+from .cam import enlarge
+
+PALETTE = sns.color_palette("colorblind")  # told apart with every common kind of colour vision
+SIGNED = "PuOr_r"  # orange for, violet against; safe for colour-blind readers, and white is zero
+RIGHT, WRONG = PALETTE[2], PALETTE[3]  # a green and a vermilion; frames are dashed too where wrong
+
+
+def style():
+    """The book's look, for a notebook's first cell: fonts, palette, and photographs stored as JPEG."""
+    from matplotlib_inline.backend_inline import set_matplotlib_formats
+
+    sns.set_theme(style="white", palette=PALETTE, rc={"figure.dpi": 100, "savefig.bbox": "tight", "axes.titlesize": 10})
+    set_matplotlib_formats("jpeg", pil_kwargs={"quality": 85})
+
+
+def photographs(pictures, titles=None, columns=6, size=1.6):
+    """Pictures side by side, `columns` in a row, each `size` inches."""
+    pictures = list(pictures)
+    if not pictures:
+        raise ValueError("no pictures to show")
+    columns = min(columns, len(pictures))
+    rows = -(-len(pictures) // columns)
+    figure, axes = plt.subplots(rows, columns, figsize=(columns * size, rows * size * 1.12), squeeze=False, layout="constrained")
+    for axis in axes.flat:
+        axis.axis("off")
+    for i, (axis, picture) in enumerate(zip(axes.flat, pictures)):
+        axis.imshow(np.asarray(picture))
+        if titles is not None:
+            axis.set_title(titles[i], fontsize=9)
+    return figure
+
+
+def neighbours(photos, queries, found, size=1.5):
+    """A row for each query: the query, then what was found; a dashed frame where the label is another one.
+
+    Args:
+        photos: the set that `queries` and `found` number.
+        queries: (m,) numbers; found: (m, k) numbers, best first.
+    """
+    found = np.atleast_2d(found)
+    figure, axes = plt.subplots(
+        len(found), found.shape[1] + 1, figsize=((found.shape[1] + 1) * size, len(found) * size * 1.12), squeeze=False, layout="constrained"
+    )
+    for row, query in zip(axes, np.atleast_1d(queries)):
+        for axis, i in zip(row, [query, *found[list(axes[:, 0]).index(row[0])]]):
+            axis.imshow(np.asarray(photos[int(i)]))
+            axis.set(xticks=[], yticks=[])
+            if photos.labels is not None:
+                right = photos.labels[i] == photos.labels[query]
+                axis.set_title(photos.classes[photos.labels[i]], fontsize=8)
+                for spine in axis.spines.values():
+                    spine.set(color="black" if axis is row[0] else RIGHT if right else WRONG, linewidth=2.5, linestyle="-" if right else (0, (2, 1)))
+    return figure
+
+
+def boxes(picture, rectangles, axis=None, titles=None):
+    """Rectangles (r, 4), in pixels, on a picture: each in a colour of its own."""
+    if axis is None:
+        _, axis = plt.subplots(figsize=(3, 3), layout="constrained")
+    axis.imshow(np.asarray(picture))
+    axis.axis("off")
+    for i, (x0, y0, x1, y1) in enumerate(np.asarray(rectangles, dtype=float)):
+        axis.add_patch(Rectangle((x0 - 0.5, y0 - 0.5), x1 - x0, y1 - y0, fill=False, linewidth=2, edgecolor=PALETTE[i % len(PALETTE)]))
+        if titles is not None:
+            axis.text(x0, y0, titles[i], fontsize=8, color="white", backgroundcolor=PALETTE[i % len(PALETTE)], va="top")
+    return axis.figure
+
+
+def signed_maps(pictures, maps, titles=None, limit=None, columns=4, size=2.2):
+    """Signed maps over their pictures, all on one scale: orange is for, violet against, as strongly as it is solid.
+
+    Args:
+        pictures: m pictures; maps: m maps (h, w), enlarged to their picture.
+        limit: the value drawn in full colour; by default the largest of all maps, so that they compare.
+    """
+    pictures, maps = list(pictures), list(maps)
+    limit = limit or max(float(abs(values).max()) for values in maps) or 1.0
+    columns = min(columns, len(pictures))
+    rows = -(-len(pictures) // columns)
+    figure, axes = plt.subplots(rows, columns, figsize=(columns * size + 0.8, rows * size * 1.1), squeeze=False, layout="constrained")
+    for axis in axes.flat:
+        axis.axis("off")
+    for i, (axis, picture, values) in enumerate(zip(axes.flat, pictures, maps)):
+        values = enlarge(values.detach(), picture.size).numpy()
+        axis.imshow(np.asarray(picture.convert("L")), cmap="gray", vmin=-80, vmax=335)  # pale, so that colour stands out
+        drawn = axis.imshow(values, cmap=SIGNED, vmin=-limit, vmax=limit, alpha=np.clip(np.abs(values) / limit, 0, 1) ** 0.6 * 0.85)
+        if titles is not None:
+            axis.set_title(titles[i], fontsize=9)
+    bar = figure.colorbar(plt.cm.ScalarMappable(drawn.norm, SIGNED), ax=axes, shrink=0.7)
+    bar.set_label("adds to the logit, per cell", fontsize=8)
+    return figure
+
+
+def cells(picture, values, axis=None, cmap="viridis"):
+    """A map (h, w) of a picture, cell by cell beside it or on `axis`: what the numbers are, before any smoothing."""
+    if axis is None:
+        _, axis = plt.subplots(figsize=(3, 3), layout="constrained")
+    axis.imshow(np.asarray(picture.convert("L")), cmap="gray")
+    width, height = picture.size
+    axis.imshow(np.asarray(values), cmap=cmap, extent=(-0.5, width - 0.5, height - 0.5, -0.5), alpha=0.65, interpolation="nearest")
+    axis.axis("off")
+    return axis.figure
