@@ -44,19 +44,18 @@ def neighbours(photos, queries, found, size=1.5):
         photos: the set that `queries` and `found` number.
         queries: (m,) numbers; found: (m, k) numbers, best first.
     """
-    found = np.atleast_2d(found)
-    figure, axes = plt.subplots(
-        len(found), found.shape[1] + 1, figsize=((found.shape[1] + 1) * size, len(found) * size * 1.12), squeeze=False, layout="constrained"
-    )
-    for row, query in zip(axes, np.atleast_1d(queries)):
-        for axis, i in zip(row, [query, *found[list(axes[:, 0]).index(row[0])]]):
+    queries, found = np.atleast_1d(queries), np.atleast_2d(found)
+    rows, columns = len(found), found.shape[1] + 1
+    figure, axes = plt.subplots(rows, columns, figsize=(columns * size, rows * size * 1.12), squeeze=False, layout="constrained")
+    for row, query, answers in zip(axes, queries, found):
+        for axis, i in zip(row, [query, *answers]):
             axis.imshow(np.asarray(photos[int(i)]))
             axis.set(xticks=[], yticks=[])
             if photos.labels is not None:
                 right = photos.labels[i] == photos.labels[query]
                 axis.set_title(photos.classes[photos.labels[i]], fontsize=8)
-                for spine in axis.spines.values():
-                    spine.set(color="black" if axis is row[0] else RIGHT if right else WRONG, linewidth=2.5, linestyle="-" if right else (0, (2, 1)))
+                frame = ("black", "-") if axis is row[0] else (RIGHT, "-") if right else (WRONG, (0, (2, 1)))
+                axis.spines[:].set(color=frame[0], linestyle=frame[1], linewidth=2.5)
     return figure
 
 

@@ -11,6 +11,7 @@ Times, peak memory and versions go to book/status.json, from which the status pa
 import argparse
 import importlib.metadata
 import json
+import logging
 import os
 import platform
 import re
@@ -205,6 +206,7 @@ def main():
     try:
         entries = [execute(path) for path in paths]
     except KeyboardInterrupt:
+        logging.disable()  # the abandoned cell's task would have the last word, a page long
         sys.exit("\ninterrupted: chapters that had been reported are stored, the others are as they were")
     print(f"{len(entries)} chapters in {sum(entry['seconds'] for entry in entries):.0f} s")
 
