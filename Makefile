@@ -40,8 +40,8 @@ lab: $(READY)  ## open the chapters in JupyterLab
 setup: $(READY)  ## make the environment in .venv (the other commands do it by themselves)
 
 $(READY): pyproject.toml requirements.lock
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
-	  echo "$(PYTHON) is too old or missing: the book needs Python 3.11 or newer; name one, as in: make $(MAKECMDGOALS) PYTHON=python3.12"; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11, 4))' || { \
+	  echo "$(PYTHON) is too old or missing: the book needs Python 3.11.4 or newer; name one, as in: make $(MAKECMDGOALS) PYTHON=python3.12"; exit 1; }
 	@echo "setting up .venv: some 3 GB to download the first time, 6.5 GB on disk"
 	$(PYTHON) -m venv .venv
 	$(PY) -m pip install --requirement requirements.lock

@@ -16,17 +16,20 @@ import torchvision
 from jaxtyping import Float, UInt8
 from PIL import Image
 from torch import Tensor, fx, nn
+from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval
-from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
+from torchvision.models.feature_extraction import NodePathTracer, create_feature_extractor
 from torchvision.models.vision_transformer import interpolate_embeddings
 from torchvision.transforms import functional as pictures
 
 PACKAGED = ("efficientnet_lite0",)
 PUBLISHED = tuple(torchvision.models.list_models(module=torchvision.models))
-HUB = {"dino_": "facebookresearch/dino:main", "dinov2_": "facebookresearch/dinov2:main"}
+HUB = {
+    **{f"dino_{kind}": "facebookresearch/dino:main" for kind in ("vits16", "vits8", "vitb16", "vitb8", "resnet50")},
+    **{f"dinov2_vit{kind}14{reg}": "facebookresearch/dinov2:main" for reg in ("", "_reg") for kind in "sblg"},
+}
 
 _IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-_NOT_MAPS = re.compile(r"(avgpool|_avg_pooling|classifier|heads?|fc|aux\d?|AuxLogits|dropout)\b")
 
 
 class Backbone(nn.Module):
@@ -37,7 +40,8 @@ class Backbone(nn.Module):
         layer: the layer whose output is the map: its name, or a stride in pixels (the last layer of that stride).
             The last map before the network's pooling by default. A wrong name is answered with near ones.
         size: side in pixels to which `prepare` stretches a picture. The whole picture is kept, its proportions are not.
-        pretrained: official ImageNet weights; False for random ones, drawn from `seed`.
+        pretrained: official weights. True takes the newest, which torchvision's models load by default; a name takes
+            others of torchvision's ("IMAGENET1K_V1": those most papers used); False draws random ones from `seed`.
         trainable: whether gradients reach the weights. A frozen backbone stays in evaluation mode.
 
     Attributes:
@@ -61,17 +65,17 @@ class Backbone(nn.Module):
         self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)
 
         network.eval()
-        noise = torch.rand(2, 3, size, size, generator=torch.Generator().manual_seed(0))
-        outputs = _all_outputs(network, (noise - self.mean) / self.std)
-        self.layers = {node: shape for node, output in outputs.items() if (shape := _map_shape(node, output, network, size))}
+        noise = torch.rand(1, 3, size, size, generator=torch.Generator().manual_seed(0))
+        maps, logits = _find_maps(network, (noise - self.mean) / self.std, name, self.patch)
+        self.layers = {node: (channels, stride) for node, (channels, stride, _) in maps.items()}
         self.layer = _choose(layer, self.layers, name)
-        self.channels, self.stride = self.layers[self.layer]
-        self._layout = _layout(network, self.layer)
-        self.classifier, self.categories = _own_classifier(network, outputs, self.layer)
-        self.network = _cut(network, self.layer, frozen=not trainable)
+        self.channels, self.stride, self._layout = maps[self.layer]
+        self.network = _cut(network, self.layer, frozen=not trainable).eval()
         _keep_exact(self.network, _before_stride(8, self.layers))
         self.network.requires_grad_(trainable)
         self.to(memory_format=torch.channels_last)  # two to three times as fast on a CPU, the same numbers
+        with torch.no_grad():
+            self.classifier, self.categories = _own_classifier(network, self(noise), logits)
         self.train(trainable)
 
     def forward(self, images: Float[Tensor, "n 3 H W"] | UInt8[Tensor, "n 3 H W"]) -> Float[Tensor, "n d h w"]:
@@ -118,16 +122,15 @@ class Backbone(nn.Module):
 
 
 def _load(name, size, pretrained):
-    if name in PACKAGED:
-        return _load_packaged(pretrained)
     if name in PUBLISHED:
         return _load_torchvision(name, size, pretrained)
-    for prefix, repository in HUB.items():
-        if name.startswith(prefix):
-            return _Blocks(_load_hub(repository, name, pretrained)), _IMAGENET_MEAN, _IMAGENET_STD, _BICUBIC
-    known = [*PACKAGED, *PUBLISHED, "dino_vits16", "dinov2_vits14"]
-    near = difflib.get_close_matches(name, known, n=4, cutoff=0.3)
-    raise ValueError(f"there is no backbone {name!r}; near it: {', '.join(near or known[:4])} (all: partlib.backbones.PUBLISHED)")
+    known = [*PACKAGED, *PUBLISHED, *HUB]
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=4, cutoff=0.3) or known[:4]
+        raise ValueError(f"there is no backbone {name!r}; near it: {', '.join(near)} (all: partlib.backbones.PUBLISHED and HUB)")
+    if isinstance(pretrained, str):
+        raise ValueError(f"{name} has one set of weights only, not {pretrained!r}: pretrained=True")
+    return _load_hub(name, pretrained) if name in HUB else _load_packaged(pretrained)
 
 
 _BICUBIC, _BILINEAR = pictures.InterpolationMode.BICUBIC, pictures.InterpolationMode.BILINEAR
@@ -150,7 +153,10 @@ def _load_packaged(pretrained):
 
 def _load_torchvision(name, size, pretrained):
     builder = torchvision.models.get_model_builder(name)
-    weights = torchvision.models.get_model_weights(builder).DEFAULT
+    weights = torchvision.models.get_model_weights(name).__members__
+    if isinstance(pretrained, str) and pretrained not in weights:
+        raise ValueError(f"{name} has no weights {pretrained!r}; it has {', '.join(weights)}")
+    weights = weights[pretrained if isinstance(pretrained, str) else "DEFAULT"]
     if pretrained:
         file = Path(torch.hub.get_dir()) / "checkpoints" / Path(weights.url).name
         if not file.exists():
@@ -166,14 +172,16 @@ def _load_torchvision(name, size, pretrained):
     return network, preset.mean, preset.std, preset.interpolation
 
 
-def _load_hub(repository, name, pretrained):
+def _load_hub(name, pretrained):
     try:
-        return torch.hub.load(repository, name, pretrained=pretrained, trust_repo=True)
+        network = torch.hub.load(HUB[name], name, pretrained=pretrained, trust_repo=True, verbose=False)
     except OSError as error:
         raise FileNotFoundError(
-            f"{name} comes from github.com/{repository.split(':')[0]}, which cannot be reached ({error}): run once with a network; "
+            f"{name} comes from github.com/{HUB[name].split(':')[0]}, which cannot be reached ({error}): run once with a network; "
             f"torch.hub keeps the code and the weights in {torch.hub.get_dir()}, which may be copied from another machine"
         ) from None
+    network = _Blocks(network) if hasattr(network, "blocks") else network  # DINO's ResNet-50 is torchvision's
+    return network, _IMAGENET_MEAN, _IMAGENET_STD, _BICUBIC
 
 
 def _download(url, file):
@@ -198,26 +206,19 @@ def _hash_prefix(file):
 
 
 class _Blocks(nn.Module):
-    """A DINO network of torch.hub with its blocks' outputs as maps (its own code is not traceable)."""
+    """A DINO transformer of torch.hub, which cannot be traced: the output of each of its blocks as a map."""
 
     def __init__(self, network):
         super().__init__()
         self.inner = network
-        self.patch_size = getattr(network, "patch_size", 1)
+        self.patch_size = network.patch_embed.proj.kernel_size[0]
+        self.names = [f"blocks.{i}" for i in range(len(network.blocks))]
 
-    def forward(self, images, layer=None):
-        if not hasattr(self.inner, "blocks"):  # DINO's ResNet-50
-            return nn.Sequential(*list(self.inner.children())[:-2])(images)
-        depth, number = len(self.inner.blocks), int(layer.split(".")[1])
-        if "reshape" in self.inner.get_intermediate_layers.__code__.co_varnames:  # DINOv2 counts from the first block
-            return self.inner.get_intermediate_layers(images, n=[number], reshape=True)[0]
-        tokens = self.inner.get_intermediate_layers(images, n=depth - number)[0][:, 1:]  # DINO: from the last, class token first
+    def forward(self, images, layer):
+        tokens = self.inner.get_intermediate_layers(images, n=len(self.names) - self.names.index(layer))[0]
         height, width = (side // self.patch_size for side in images.shape[-2:])
-        return tokens.transpose(1, 2).unflatten(2, (height, width))
-
-    @property
-    def names(self):
-        return [f"blocks.{i}" for i in range(len(self.inner.blocks))] if hasattr(self.inner, "blocks") else ["layer4"]
+        patches = tokens[:, -height * width :]  # DINO puts the class token before them, DINOv2 leaves it out
+        return patches.transpose(1, 2).unflatten(2, (height, width))
 
 
 class _OneBlock(nn.Module):
@@ -243,57 +244,54 @@ def _geometry(network, name, size):
     return patch, isinstance(network, (torchvision.models.VisionTransformer, torchvision.models.MaxVit))
 
 
-def _layout(network, node):
-    """How a layer's output holds its map: "tokens" (ViT), "channels last" (inside Swin) or "channels first"."""
-    if isinstance(network, torchvision.models.VisionTransformer):
-        return "tokens"
-    if isinstance(network, torchvision.models.SwinTransformer) and node.startswith("features"):
-        return "channels last"
-    return "channels first"
-
-
 @torch.no_grad()
-def _all_outputs(network, images):
-    """Every intermediate result by its name, in the order of execution."""
+def _find_maps(network, images, name, patch):
+    """The outputs that are maps: name → (channels, stride, layout), in the order of execution; and the last output of all.
+
+    A map's axes show in what grows with a wider picture, and so does its stride: sizes alone mislead, because borders
+    cost cells (AlexNet has 6 of 224 pixels).
+    """
+    shapes, logits = _run(network, images, name)
+    if isinstance(network, torchvision.models.VisionTransformer):
+        blocks = [node for node in shapes if re.fullmatch(r"encoder\.(ln|layers\.encoder_layer_\d+\.add_1)", node)]
+        return {node: (network.hidden_dim, patch, "tokens") for node in blocks}, logits
+    if isinstance(network, torchvision.models.MaxVit):  # takes no wider picture; inside its attention the axes come in many orders
+        whole = [node for node in shapes if re.search(r"^stem\.|\.MBconv\.|\.departition_op\.reshape_1$", node)]
+        return {node: (shapes[node][1], images.shape[3] // shapes[node][3], "channels first") for node in whole}, logits
+
+    wider = 32 if patch == 1 else patch
+    grown, maps = _run(network, F.pad(images, (0, wider)), name)[0], {}
+    for node, shape in shapes.items():
+        more = [b - a for a, b in zip(shape, grown[node])]
+        if len(shape) != 4 or more.count(0) != 3 or re.match(r"classifier\b", node):
+            continue
+        if more[3] > 0 and shape[2] == shape[3]:
+            maps[node] = shape[1], wider // more[3], "channels first"
+        elif more[2] > 0 and shape[1] == shape[2]:
+            maps[node] = shape[3], wider // more[2], "channels last"
+    return maps, logits
+
+
+def _run(network, images, name):
+    """The shape of every intermediate result by its name, and the last result."""
     if isinstance(network, _Blocks):
-        return {name: network(images, name) for name in network.names}
-    names = get_graph_node_names(network, tracer_kwargs=_whole_convolutions(network), suppress_diff_warning=True)[1]
-    return _extractor(network, names)(images)
+        output = network(images, network.names[-1])
+        return dict.fromkeys(network.names, output.shape), output
+    tracer = NodePathTracer(**_tracing(network))
+    interpreter = fx.Interpreter(fx.GraphModule(network, tracer.trace(network)), garbage_collect_values=False)
+    try:
+        logits = interpreter.run(images)
+    except RuntimeError as error:
+        raise ValueError(f"{name} cannot take pictures of {images.shape[2]} pixels ({error}): take a larger size=") from None
+    results = {name: interpreter.env.get(node) for node, name in tracer.node_to_qualname.items() if node.op != "placeholder"}
+    return {name: result.shape for name, result in results.items() if isinstance(result, Tensor)}, logits
 
 
-def _extractor(network, nodes):
-    return create_feature_extractor(network, nodes, tracer_kwargs=_whole_convolutions(network), suppress_diff_warning=True)
-
-
-def _whole_convolutions(network):
-    """Tells the tracer to take a convolution of the network's own making, padding and all, as one step."""
-    return {"leaf_modules": list({type(module) for module in network.modules() if isinstance(module, nn.Conv2d)})}
-
-
-def _map_shape(name, output, network, size):
-    """(channels, stride) of an output that is a map; None for one that is not."""
-    if _NOT_MAPS.match(name) or not isinstance(output, Tensor) or len(output) != 2:
-        return None
-    layout = _layout(network, name)
-    if layout == "tokens":
-        is_block = re.fullmatch(r"encoder\.(ln|layers\.encoder_layer_\d+\.add_1)", name)
-        return (output.shape[2], network.patch_size) if is_block else None
-    if output.ndim != 4:
-        return None
-    channels, height, width = output.shape[1:]
-    if layout == "channels last":
-        if not re.fullmatch(r"features\.\d+\.(\d+\.add_1|reduction)", name):
-            return None  # within a block the axes come in many orders
-        height, width, channels = output.shape[1:]
-    if min(height, width) < 2 or height != width:
-        return None
-    return channels, _stride(size, height)
-
-
-def _stride(size, side):
-    # Borders cost a cell or two (AlexNet: 6 cells out of 224 pixels), but a stride is a power of two, except for ViTs,
-    # and those have no borders.
-    return size // side if size % side == 0 else 2 ** round(math.log2(size / side))
+def _tracing(network):
+    """Has the tracer take a convolution of the network's own making, padding and all, as one step; the rest as torchvision does."""
+    own = {type(module) for module in network.modules() if isinstance(module, nn.Conv2d)}
+    operations = {kind for kind in vars(torchvision.ops).values() if isinstance(kind, type) and issubclass(kind, nn.Module)}
+    return {"leaf_modules": list(own | operations), "autowrap_modules": (math, torchvision.ops)}
 
 
 def _choose(layer, layers, name):
@@ -326,11 +324,10 @@ def _before_stride(stride, layers):
     return [node for node in nodes[: nodes.index(coarser)] if not (node + ".").startswith(block + ".")]
 
 
-def _own_classifier(network, outputs, layer):
+def _own_classifier(network, maps, logits):
     """The network's last linear layer, if on noise its logits are those of the pooled map; and its classes."""
     linear = [module for module in network.modules() if isinstance(module, nn.Linear)][-1:]
-    maps, logits = outputs[layer], list(outputs.values())[-1]
-    if not linear or maps.ndim != 4 or maps.shape[1] != linear[0].in_features or logits.ndim != 2:
+    if not linear or maps.shape[1] != linear[0].in_features or not logits.any():  # an untrained ViT's are all 0
         return None, []
     if not torch.allclose(linear[0](maps.mean((2, 3))), logits, rtol=1e-3, atol=1e-4):
         return None, []
@@ -340,7 +337,7 @@ def _own_classifier(network, outputs, layer):
 def _cut(network, layer, frozen):
     if isinstance(network, _Blocks):
         return _OneBlock(network, layer)
-    extractor = _extractor(network, {layer: "map"})
+    extractor = create_feature_extractor(network, {layer: "map"}, tracer_kwargs=_tracing(network), suppress_diff_warning=True)
     return _Single(_fold(extractor) if frozen else extractor)
 
 

@@ -61,10 +61,14 @@ def object_box(values: Float[Tensor, "height width"], threshold=0.2) -> tuple[in
 
     Where nothing is positive there is no evidence for the class, and the box is the whole picture.
     """
+    if not 0 < threshold <= 1:
+        raise ValueError(f"threshold={threshold}: it is a share of the maximum, above 0 and up to 1")
     values = torch.as_tensor(values).detach().cpu().numpy()
-    top = values.max()
+    if values.ndim != 2 or values.size == 0:
+        raise ValueError(f"expected one map (height, width), not {values.shape}: take that of one photograph and one class, as in maps[0, c]")
     if not np.isfinite(values).all():
-        raise ValueError("the map holds NaN or infinity")
+        raise ValueError("the map holds NaN or infinity: mend what made it")
+    top = values.max()
     areas, count = ndimage.label(values >= threshold * top) if top > 0 else (np.ones(values.shape, int), 1)
     largest = 1 + np.argmax(np.bincount(areas.ravel(), minlength=count + 1)[1:])
     y, x = ndimage.find_objects((areas == largest).astype(int))[0]

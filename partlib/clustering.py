@@ -28,8 +28,8 @@ class KMeans:
     Args:
         k: clusters.
         spherical: cosine in place of distance: vectors and centroids of length 1.
-        balance: largest size of a cluster, as a multiple of the mean size n / k (1: all equal within one). A vector
-            whose nearest cluster is full goes to the nearest that has room. None: any size.
+        balance: largest size of a cluster, as a multiple of the mean size n / k, rounded up (1: all equal, where k
+            divides n). A vector whose nearest cluster is full goes to the nearest that has room. None: any size.
 
     Attributes after `fit`: `centroids_` (k, d) float32 tensor; `labels_` (n,) numbers 0 to k − 1; `sizes_` (k,);
     `empty_` how many clusters have no member; `objective_` mean squared distance to the centroid (spherical: 2 − 2 cosine).
@@ -55,7 +55,7 @@ class KMeans:
         search.train(x)
         centroids = search.centroids.copy()
         if self.balance is None:
-            labels = search.index.search(x, 1)[1][:, 0]
+            labels = _nearest(x, centroids)
         else:
             capacity = int(np.ceil(self.balance * n / self.k))
             for _ in range(self.iterations):
@@ -75,8 +75,8 @@ class KMeans:
             raise ValueError("these clusters know no vectors yet: call fit first")
         x = self._prepared(x)
         if x.shape[1] != self.centroids_.shape[1]:
-            raise ValueError(f"fitted on vectors of {self.centroids_.shape[1]} dimensions, given {x.shape[1]}")
-        return _squared_distances(x, self.centroids_.numpy()).argmin(1)
+            raise ValueError(f"fitted on vectors of {self.centroids_.shape[1]} dimensions, given {x.shape[1]}: give such as it was fitted on")
+        return _nearest(x, self.centroids_.numpy())
 
     def _prepared(self, x):
         x = check_vectors(x).detach().float().cpu()
@@ -90,6 +90,10 @@ class KMeans:
         return normalize(torch.from_numpy(means), dim=1).numpy() if self.spherical else means
 
 
+def _nearest(x, centroids):
+    return faiss.knn(x, centroids, 1)[1][:, 0]
+
+
 def _squared_distances(x, centroids):
     return (x**2).sum(1, keepdims=True) - 2 * x @ centroids.T + (centroids**2).sum(1)
 
@@ -98,7 +102,7 @@ def _assign_within(distances, capacity):
     """Each row to its nearest column that has room; where more ask than fit, the nearest stay.
 
     Deferred acceptance (Gale and Shapley 1962): rows ask column after column in the order of their distance, and a full
-    column lets its farthest go. The result does not depend on the order of the rows.
+    column lets its farthest go. The result does not depend on the order of the rows, unless distances are equal.
     """
     n, k = distances.shape
     wishes = distances.argsort(1, kind="stable")
@@ -131,6 +135,8 @@ def hierarchical(x: Float[Tensor, "n d"], k: int, children: int, **options) -> t
 
 def effective_number(labels) -> float:
     """exp(H) of the sizes: the number of clusters of equal size that would be as uncertain. 1 when all fell into one."""
+    if len(labels) == 0:
+        raise ValueError("no vectors, so no clusters to count: is the selection empty?")
     sizes = np.bincount(check_labels(labels, len(labels), "clusters"))
     share = sizes[sizes > 0] / sizes.sum()
     return float(np.exp(-(share * np.log(share)).sum()))
@@ -154,4 +160,4 @@ def align(labels, to) -> Int[np.ndarray, "n"]:
     table = contingency(labels, to)
     k = max(table.shape)
     rows, columns = linear_sum_assignment(np.pad(table, ((0, k - table.shape[0]), (0, k - table.shape[1]))), maximize=True)
-    return columns[rows.argsort()][np.asarray(labels)]
+    return columns[rows.argsort()][np.asarray(labels, dtype=int)]

@@ -15,6 +15,10 @@ from .whitening import PCAWhitening
 
 def encode(maps: Maps, pooling: Callable, batch=64, **options) -> Float[Tensor, "n D"]:
     """Codes of all photographs, read from disk batch by batch: `encode(maps, gem, p=3)`."""
+    if not isinstance(maps, Maps):
+        raise TypeError(f"encode reads Maps, which partlib.extract makes, not {type(maps).__name__}: a tensor of maps goes into the pooling itself, as in gem(maps)")
+    if len(maps) == 0:
+        raise ValueError("there are no maps to encode: is the selection of photographs empty?")
     return torch.cat([pooling(some, **options) for some in maps.batches(batch)])
 
 
@@ -44,11 +48,15 @@ def spoc(maps: Float[Tensor, "n d h w"]) -> Float[Tensor, "n d"]:
 def gem(maps: Float[Tensor, "n d h w"], p=3.0, eps=1e-6) -> Float[Tensor, "n d"]:
     """Generalised mean (mean x^p)^(1/p): the average at p = 1, the maximum as p → ∞ [Radenović et al. 2019, section 3.2].
 
-    Values under `eps` count as `eps`: the mean is of positive numbers. `p` may be a tensor that is learned.
+    Values under `eps` count as `eps`: the mean is of positive numbers. `p` may be a tensor of one number, which is learned.
     """
-    if not torch.as_tensor(p > 0).all():
-        raise ValueError(f"p={p}: the generalised mean takes p > 0 (1 is the average)")
-    return check_maps(maps).clamp(min=eps).pow(p).mean((2, 3)).pow(1 / p)
+    if torch.as_tensor(p).numel() != 1 or not p > 0:
+        raise ValueError(f"p={p}: the generalised mean takes one number p > 0 (1 is the average)")
+    values = check_maps(maps).clamp(min=eps)
+    # x^p overflows for large x and vanishes for small ones. Relative to the largest it does neither, and the mean is the
+    # same, gradient too: it grows as its values do.
+    largest = values.detach().amax((2, 3), keepdim=True)
+    return largest[:, :, 0, 0] * (values / largest).pow(p).mean((2, 3)).pow(1 / p)
 
 
 def rmac(maps: Float[Tensor, "n d h w"], levels=3, whitening: PCAWhitening | None = None) -> Float[Tensor, "n d"]:

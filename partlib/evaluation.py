@@ -1,17 +1,15 @@
 """What a code is good for: nearest-neighbour and linear probes; and how far a clustering agrees with classes."""
 
 import numpy as np
-import torch
-from sklearn.linear_model import LogisticRegressionCV
+from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
-from sklearn.model_selection import StratifiedKFold
+from sklearn.model_selection import GridSearchCV, StratifiedKFold
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
-from torch.nn.functional import normalize
 
-from ._checks import check_labels, check_vectors
+from ._checks import check_labels
 from .clustering import contingency
-from .retrieval import Index
+from .retrieval import Index, unit
 
 
 def knn_accuracy(train_codes, train_labels, test_codes, test_labels, k=5) -> float:
@@ -19,9 +17,8 @@ def knn_accuracy(train_codes, train_labels, test_codes, test_labels, k=5) -> flo
 
     One vote each; of classes with equal votes, the one whose voters are nearer in sum.
     """
-    train_labels = check_labels(train_labels, len(train_codes), "training labels")
-    test_labels = check_labels(test_labels, len(test_codes), "test labels")
-    cosines, neighbours = Index(train_codes).search(test_codes, k)
+    train, train_labels, test, test_labels = _checked(train_codes, train_labels, test_codes, test_labels)
+    cosines, neighbours = Index(train).search(test, k)
     votes = np.zeros((len(test_labels), train_labels.max() + 1))
     rows = np.arange(len(votes))[:, None]
     # A whole vote outweighs any sum of nearness: (1 + cosine) / 2 is at most 1, divided by more than k.
@@ -33,20 +30,25 @@ def linear_probe(train_codes, train_labels, test_codes, test_labels, seed=0) -> 
     """Accuracy in percent of a logistic regression on the codes.
 
     The codes are ℓ2-normalised and each dimension standardised; the strength of the ℓ2 penalty is chosen among five by
-    cross-validation inside the training codes alone.
+    cross-validation inside the training codes alone, with folds drawn from `seed`.
     """
-    train_labels = check_labels(train_labels, len(train_codes), "training labels")
-    test_labels = check_labels(test_labels, len(test_codes), "test labels")
-    train, test = (normalize(check_vectors(codes, "codes").float(), dim=1).numpy() for codes in (train_codes, test_codes))
+    train, train_labels, test, test_labels = _checked(train_codes, train_labels, test_codes, test_labels)
     smallest = np.unique(train_labels, return_counts=True)[1].min()
-    if smallest < 2:
-        raise ValueError("a class has a single training code: cross-validation needs two of each at least")
+    if smallest < 2 or smallest == len(train_labels):
+        raise ValueError("a linear probe needs at least two classes and two training codes of each, for cross-validation: give more, or fewer classes")
     folds = StratifiedKFold(min(3, smallest), shuffle=True, random_state=seed)
-    strengths = np.logspace(-5, -1, 5)
-    probe = make_pipeline(
-        StandardScaler(), LogisticRegressionCV(Cs=strengths, cv=folds, max_iter=500, scoring="accuracy", use_legacy_attributes=False, l1_ratios=(0,))
-    )
+    probe = make_pipeline(StandardScaler(), LogisticRegression(max_iter=500))
+    probe = GridSearchCV(probe, {"logisticregression__C": np.logspace(-4, 0, 5)}, cv=folds)
     return 100 * float(probe.fit(train, train_labels).score(test, test_labels))
+
+
+def _checked(train_codes, train_labels, test_codes, test_labels):
+    train, test = unit(train_codes), unit(test_codes)
+    if len(train) == 0 or len(test) == 0:
+        raise ValueError(f"{len(train)} training codes and {len(test)} test codes: a probe needs some of both")
+    if train.shape[1] != test.shape[1]:
+        raise ValueError(f"training codes of {train.shape[1]} dimensions, test codes of {test.shape[1]}: encode both alike")
+    return train, check_labels(train_labels, len(train), "training labels"), test, check_labels(test_labels, len(test), "test labels")
 
 
 def agreement(clusters, labels) -> dict[str, float]:
@@ -57,6 +59,8 @@ def agreement(clusters, labels) -> dict[str, float]:
     with the number of clusters by itself.
     """
     labels = check_labels(labels, len(clusters))
+    if len(labels) == 0:
+        raise ValueError("there are no labels to agree with: is the selection of photographs empty?")
     table = contingency(clusters, labels)
     return {
         "NMI": 100 * float(normalized_mutual_info_score(labels, clusters, average_method="arithmetic")),

@@ -11,13 +11,16 @@ anything else has another name, and is never read.
 """
 
 import errno
+import io
 import json
+import math
 import os
+import reprlib
 import shutil
 import sys
 import zlib
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -58,12 +61,16 @@ class Maps:
         return len(self.rows)
 
     def __getitem__(self, index):
-        if isinstance(index, (int, np.integer)):
-            return _float32(self.values[self.rows[index]])
         try:
-            return Maps(self.values, self.rows[index])
-        except IndexError as error:
-            raise IndexError(f"there are {len(self)} maps: {error}") from None
+            rows = self.rows[index]
+        except IndexError:
+            rows = None
+        if rows is None or rows.ndim > 1:
+            raise IndexError(
+                f"there are {len(self)} maps: {reprlib.repr(index)} is neither a number below that, a slice, an array of such "
+                f"numbers nor {len(self)} truth values; the maps of a training set are maps[photos.train]"
+            )
+        return _float32(self.values[rows]) if rows.ndim == 0 else Maps(self.values, rows)
 
     def batches(self, size=64):
         """The maps in order, as float32 tensors of up to `size` maps."""
@@ -72,7 +79,10 @@ class Maps:
 
     def tensor(self) -> Float[Tensor, "n d h w"]:
         """All maps in memory: four bytes a number."""
-        return _float32(self.values[self.rows])
+        whole = torch.empty(self.shape)
+        for i, row in enumerate(self.rows):  # one by one: no second copy of everything on the way
+            whole[i] = _float32(self.values[row])
+        return whole
 
     def __repr__(self):
         return f"Maps{self.shape}"
@@ -96,26 +106,34 @@ def extract(backbone: Backbone, photos: Photos, cache="data/cache", batch=32) ->
 
     Raises:
         BadPicture: a photograph that cannot be read; `photos.readable()` leaves such out.
-        OSError: the disk is full; nothing is lost.
+        FloatingPointError: a map too large for half precision.
+        OSError: the disk is full, or the cache's folder cannot be written; nothing is lost.
     """
     if not isinstance(backbone, Backbone) or not isinstance(photos, Photos):
         given = f"{type(backbone).__name__}, {type(photos).__name__}"
         raise TypeError(f"extract takes a Backbone and Photos, in this order, not {given}: partlib.data.folder(path) makes Photos of a folder")
     if len(photos) == 0:
         raise ValueError(f"{photos.name} holds no photographs: nothing to extract")
+    if backbone.training:
+        raise ValueError(f"{backbone.name} is in training mode, in which the maps of one photograph depend on the others: call backbone.eval()")
     key = sha256(f"{_FORMAT} {backbone.fingerprint} {photos.fingerprint}".encode()).hexdigest()[:16]
     folder = Path(cache) / f"{_plain(photos.name)}-{backbone.name}-{key}"
-    folder.mkdir(parents=True, exist_ok=True)
-    with _only_one(folder / "lock"):
-        side = backbone.prepare(photos[0])[None]
-        with torch.no_grad():
-            shape = (len(photos), *backbone(side.to(backbone.mean.device)).shape[1:])
-        done = _open(folder, shape)
-        missing = np.flatnonzero(done == 0)
-        if len(missing):
-            _fill(folder, done, missing, backbone, photos, batch)
-            _seal(folder, backbone, photos)
+    if not _is_sealed(folder):
+        with _only_one(folder):
+            if not _is_sealed(folder):  # another process may have done it all meanwhile
+                _complete(folder, backbone, photos, batch)
     return Maps(np.load(folder / "maps.npy", mmap_mode="r"), np.arange(len(photos)))
+
+
+def _complete(folder, backbone, photos, batch):
+    blank = torch.zeros(1, 3, backbone.size, backbone.size, device=backbone.mean.device)
+    with torch.inference_mode():
+        shape = (len(photos), *backbone(blank).shape[1:])
+    done = _open(folder, shape)
+    missing = np.flatnonzero(done == 0)
+    if len(missing):
+        _fill(folder, done, missing, backbone, photos, batch)
+    _seal(folder, backbone, photos)
 
 
 # The cache's files.
@@ -124,24 +142,28 @@ def extract(backbone: Backbone, photos: Photos, cache="data/cache", batch=32) ->
 def _open(folder, shape):
     """`done` of a cache that can be gone on with; a fresh one where there is none, or where it is damaged."""
     maps_file, done_file = folder / "maps.npy", folder / "done.npy"
-    try:
-        maps = np.load(maps_file, mmap_mode="r")
-        done = np.load(done_file, mmap_mode="r+")
-        whole = maps.shape == shape and maps.dtype == np.float16 and done.shape == shape[:1] and done.dtype == np.uint32
-    except (OSError, ValueError):  # absent, cut short, or no longer arrays
-        whole = False
-    if not whole:
-        _allocate(maps_file, shape, np.float16)
-        _allocate(done_file, shape[:1], np.uint32)
-        return np.load(done_file, mmap_mode="r+")
-    if _stat(maps_file) != _about(folder).get("sealed"):  # unfinished, or touched since: trust only rows that check
-        for i in np.flatnonzero(done):
-            if _crc(maps[i]) != done[i]:
-                done[i] = 0
+    if not (_is_array(maps_file, np.float16, shape) and _is_array(done_file, np.uint32, shape[:1])):
+        _allocate(maps_file, np.float16, shape)
+        _allocate(done_file, np.uint32, shape[:1])
+    maps, done = np.load(maps_file, mmap_mode="r"), np.load(done_file, mmap_mode="r+")
+    for i in np.flatnonzero(done):  # unfinished, or touched since: only rows that check are trusted
+        if _crc(maps[i]) != done[i]:
+            done[i] = 0
     return done
 
 
-def _allocate(file, shape, dtype):
+def _is_array(file, dtype, shape):
+    """Whether the file is, by its first bytes and its length, what `_allocate` makes: a damaged header is never parsed."""
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, {"descr": np.dtype(dtype).str, "fortran_order": False, "shape": shape})
+    length = header.tell() + math.prod(shape) * np.dtype(dtype).itemsize
+    if not file.exists() or file.stat().st_size != length:
+        return False
+    with open(file, "rb") as stream:
+        return stream.read(header.tell()) == header.getvalue()
+
+
+def _allocate(file, dtype, shape):
     """An array of zeros on disk, its blocks reserved now: a full disk is an error here and not a crash later."""
     part = file.with_suffix(".part")
     try:
@@ -154,7 +176,7 @@ def _allocate(file, shape, dtype):
         part.unlink(missing_ok=True)
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
-        need, free = np.prod(shape, dtype=float) * np.dtype(dtype).itemsize, shutil.disk_usage(file.parent).free
+        need, free = math.prod(shape) * np.dtype(dtype).itemsize, shutil.disk_usage(file.parent).free
         raise OSError(
             errno.ENOSPC, f"the maps need {need / 1e6:.0f} MB and {free / 1e6:.0f} MB are free: make room, or give another cache=", str(file)
         ) from None
@@ -167,11 +189,12 @@ def _seal(folder, backbone, photos):
     os.replace(part, folder / "about.json")
 
 
-def _about(folder):
+def _is_sealed(folder):
+    """Whether maps.npy is complete and has not been touched since."""
     try:
-        return json.loads((folder / "about.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
+        return json.loads((folder / "about.json").read_text(encoding="utf-8"))["sealed"] == _stat(folder / "maps.npy")
+    except (OSError, ValueError, TypeError, KeyError):  # not there, or no longer what `_seal` wrote
+        return False
 
 
 def _stat(file):
@@ -186,21 +209,22 @@ def _plain(name):
     return "".join(c if c.isascii() and (c.isalnum() or c in "-_") else "_" for c in name)[:60]
 
 
-class _only_one:
+@contextmanager
+def _only_one(folder):
     """One process at a time in a cache; the others say that they wait."""
-
-    def __init__(self, file):
-        self.lock = FileLock(file)
-
-    def __enter__(self):
-        try:
-            self.lock.acquire(timeout=0.1)
-        except Timeout:
-            print(f"another process is extracting into {Path(self.lock.lock_file).parent}: waiting for it", file=sys.stderr)
-            self.lock.acquire()
-
-    def __exit__(self, *_):
-        self.lock.release()
+    lock = FileLock(folder / "lock")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock.acquire(timeout=0.1)
+    except Timeout:
+        print(f"another process is extracting into {folder}: waiting for it", file=sys.stderr)
+        lock.acquire()
+    except OSError as error:
+        raise OSError(error.errno, f"the cache cannot be written ({error.strerror}): give another cache=", str(folder)) from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 # The work.
@@ -221,8 +245,10 @@ def _fill(folder, done, missing, backbone, photos, batch):
             # A CPU is faster on a few pictures at a time, whose maps stay in its cache.
             some = images.to(device).split(4 if device.type == "cpu" else batch)
             values = torch.cat([backbone(chunk).float().cpu() for chunk in some]).numpy()
-            if not np.isfinite(values).all() or np.abs(values).max() > np.finfo(np.float16).max:
-                raise FloatingPointError(f"{backbone.name} gave numbers beyond half precision at {photos.names[rows[0]]}: take another layer")
+            beyond = ~(np.abs(values) <= np.finfo(np.float16).max).all((1, 2, 3))  # so that NaN is beyond as well
+            if beyond.any():
+                first = photos.names[rows[beyond.argmax()]]
+                raise FloatingPointError(f"{backbone.name} gave numbers beyond half precision at {first}: take another layer")
             maps[rows] = values
             maps.flush()
             done[rows] = [_crc(maps[row]) for row in rows]

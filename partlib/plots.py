@@ -16,8 +16,8 @@ def style():
     """The book's look, for a notebook's first cell: fonts, palette, and photographs stored as JPEG."""
     from matplotlib_inline.backend_inline import set_matplotlib_formats
 
-    sns.set_theme(style="white", palette=PALETTE, rc={"figure.dpi": 100, "savefig.bbox": "tight", "axes.titlesize": 10})
-    set_matplotlib_formats("jpeg", pil_kwargs={"quality": 85})
+    sns.set_theme(style="white", palette=PALETTE, rc={"figure.dpi": 90, "savefig.bbox": "tight", "axes.titlesize": 10})
+    set_matplotlib_formats("jpeg", pil_kwargs={"quality": 80, "optimize": True})
 
 
 def photographs(pictures, titles=None, columns=6, size=1.6):
@@ -54,8 +54,8 @@ def neighbours(photos, queries, found, size=1.5):
             if photos.labels is not None:
                 right = photos.labels[i] == photos.labels[query]
                 axis.set_title(photos.classes[photos.labels[i]], fontsize=8)
-                frame = ("black", "-") if axis is row[0] else (RIGHT, "-") if right else (WRONG, (0, (2, 1)))
-                axis.spines[:].set(color=frame[0], linestyle=frame[1], linewidth=2.5)
+                frame = ("black", "-") if axis is row[0] else (RIGHT, "-") if right else (WRONG, (0, (3, 2)))
+                axis.spines[:].set(color=frame[0], linestyle=frame[1], linewidth=2.5, capstyle="butt")
     return figure
 
 

@@ -22,18 +22,18 @@ class Index:
     """
 
     def __init__(self, codes: Float[Tensor, "n d"], kind="exact", cells=None, probes=8, links=32):
-        vectors = _unit(codes)
+        vectors = unit(codes)
         n, d = vectors.shape
         if n == 0:
-            raise ValueError("an index of no codes: nothing to search")
+            raise ValueError("an index of no codes has nothing to search: is the selection of photographs empty?")
         if kind == "exact":
             self._index = faiss.IndexFlatIP(d)
         elif kind == "ivf":
-            cells = check_count(cells or max(1, int(np.sqrt(n))), n, "cells", "codes")
+            cells = check_count(int(np.sqrt(n)) if cells is None else cells, n, "cells", "codes")
             self._index = faiss.IndexIVFFlat(faiss.IndexFlatIP(d), d, cells, faiss.METRIC_INNER_PRODUCT)
             self._index.cp.min_points_per_centroid = 1  # the caller chose the number of cells
             self._index.train(vectors)
-            self._index.nprobe = min(probes, cells)
+            self._index.nprobe = check_count(min(probes, cells), cells, "probes", "cells")
         elif kind == "hnsw":
             self._index = faiss.IndexHNSWFlat(d, links, faiss.METRIC_INNER_PRODUCT)
         else:
@@ -53,11 +53,12 @@ class Index:
             cosines, numbers = self.search(queries[None], k)
             return cosines[0], numbers[0]
         if queries.shape[1] != self._index.d:
-            raise ValueError(f"the index holds codes of {self._index.d} dimensions, the queries have {queries.shape[1]}")
-        return self._index.search(_unit(queries), check_count(k, len(self), "neighbours", "codes in the index"))
+            raise ValueError(f"the index holds codes of {self._index.d} dimensions, the queries have {queries.shape[1]}: encode both alike")
+        return self._index.search(unit(queries), check_count(k, len(self), "neighbours", "codes in the index"))
 
 
-def _unit(codes):
+def unit(codes: Float[Tensor, "n d"]) -> Float[np.ndarray, "n d"]:
+    """Codes of length 1, as faiss takes them; a code of zeros stays one, equally far from all."""
     return np.ascontiguousarray(normalize(check_vectors(codes, "codes").detach().float().cpu(), dim=1).numpy())
 
 
@@ -102,18 +103,21 @@ def evaluate(codes, labels, queries=None, query_labels=None, ks=(1,), variant="s
 
     Without `queries`, every code asks in turn, and its answers are all the others (leave one out). An answer is right
     if it has the query's label. A query without any right answer does not count; `queries` in the result says how many did.
+    Answers that are equally near stay in the order of `codes`.
 
     Args:
         codes: `(n, d)` of the database; labels: `(n,)`.
         queries: `(m, d)`; query_labels: `(m,)`.
     """
-    database = _unit(codes)
+    database = unit(codes)
     labels = check_labels(labels, len(database))
     if queries is None:
         asking, own_labels = database, labels
     else:
-        asking = _unit(queries)
+        asking = unit(queries)
         own_labels = check_labels(query_labels, len(asking), "query labels")
+        if asking.shape[1] != database.shape[1]:
+            raise ValueError(f"codes of {database.shape[1]} dimensions, queries of {asking.shape[1]}: encode both alike")
     measures = {"mAP": [], **{f"P@{k}": [] for k in ks}, **{f"R@{k}": [] for k in ks}}
     for start in range(0, len(asking), 256):  # a few queries at once: n² similarities may not fit into memory
         similarity = asking[start : start + 256] @ database.T

@@ -25,7 +25,7 @@ class Moments:
         if len(x) == 0:
             return self
         if self.n and x.shape[1] != len(self.mean):
-            raise ValueError(f"these vectors have {x.shape[1]} dimensions, those before them {len(self.mean)}")
+            raise ValueError(f"these vectors have {x.shape[1]} dimensions, those before them {len(self.mean)}: gather each kind in Moments of its own")
         mean = x.mean(0)
         scatter = (x - mean).T @ (x - mean)
         if self.n == 0:
@@ -52,9 +52,9 @@ class Moments:
 
 
 def moments(batches) -> Moments:
-    """Moments of an iterable of batches of vectors, `(m, d)` each, or of one tensor."""
+    """Moments of an iterable of batches of vectors, `(m, d)` each, or of one tensor or array."""
     total = Moments()
-    for x in [batches] if isinstance(batches, Tensor) else batches:
+    for x in [batches] if hasattr(batches, "shape") else batches:
         total.update(x)
     return total
 
@@ -81,13 +81,14 @@ class PCAWhitening:
         """From vectors, or from moments gathered in one pass over more of them than memory holds."""
         seen = x if isinstance(x, Moments) else Moments().update(x)
         if seen.n < 2:
-            raise ValueError(f"whitening needs at least 2 vectors, not {seen.n}")
+            raise ValueError(f"whitening needs at least 2 vectors, not {seen.n}: give it more")
         variances, directions = torch.linalg.eigh(seen.shrunk(self.shrinkage))
         variances, directions = variances.flip(0), directions.flip(1)
         # Without shrinkage, n vectors span at most n − 1 directions; dividing by the others' variance divides by rounding errors.
-        rank = int((variances > variances[0] * 1e-10).sum()) if variances[0] > 0 else 0
+        noise = (1e-12 * seen.mean.abs().max()) ** 2
+        rank = int((variances > torch.maximum(variances[0] * 1e-10, noise)).sum())
         if rank == 0:
-            raise ValueError("all vectors are the same: there is no direction to whiten")
+            raise ValueError(f"all {seen.n} vectors are the same, so there is no direction to whiten: are they codes of different photographs?")
         if self.dims is not None:
             check_count(self.dims, rank, "dimensions", "directions that carry variance")
         kept = self.dims or rank
@@ -102,9 +103,10 @@ class PCAWhitening:
         """Whitened vectors (not normalised)."""
         if not hasattr(self, "mean_"):
             raise ValueError("this whitening knows no vectors yet: call fit first")
+        x = torch.as_tensor(x)
         if x.shape[-1] != len(self.mean_):
-            raise ValueError(f"fitted on vectors of {len(self.mean_)} dimensions, given {x.shape[-1]}")
-        return ((x - self.mean_) @ self.directions_) * self.variances_**-self.power
+            raise ValueError(f"fitted on vectors of {len(self.mean_)} dimensions, given {x.shape[-1]}: give such as it was fitted on")
+        return ((x - self.mean_).float() @ self.directions_) * self.variances_**-self.power
 
 
 def lda_filters(means: Float[Tensor, "p d"], seen: Moments, shrinkage=0.1) -> Float[Tensor, "p d"]:
@@ -113,5 +115,7 @@ def lda_filters(means: Float[Tensor, "p d"], seen: Moments, shrinkage=0.1) -> Fl
     Hariharan, Malik and Ramanan (ECCV 2012): one covariance for all, learnt once without any labels, in place of a
     search for hard negatives for each filter.
     """
-    gap = check_vectors(means, "means").double() - seen.mean
-    return torch.linalg.solve(seen.shrunk(shrinkage), gap.T).T.float()
+    covariance, means = seen.shrunk(shrinkage), check_vectors(means, "means").double()
+    if means.shape[1] != len(covariance):
+        raise ValueError(f"the moments are of vectors of {len(covariance)} dimensions, the means have {means.shape[1]}: take both from the same vectors")
+    return torch.linalg.solve(covariance, (means - seen.mean).T).T.float()

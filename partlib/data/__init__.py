@@ -7,9 +7,9 @@ from .photos import Photos
 from .pictures import BadPicture, read_picture
 from .products import groceries_full, packages
 from .published import butterflies, cub200, imagenet
-from .toy_birds import toy_birds
+from .toy_birds import ToyBirds, toy_birds
 
 __all__ = [
-    "BadPicture", "DownloadError", "Photos", "butterflies", "cub200", "folder", "groceries", "groceries_full",
+    "BadPicture", "DownloadError", "Photos", "ToyBirds", "butterflies", "cub200", "folder", "groceries", "groceries_full",
     "imagenet", "packages", "read_picture", "toy_birds",
 ]  # fmt: skip

@@ -1,0 +1,84 @@
+"""How fast extraction is here, beside the plain loop: `python -m partlib.bench` (about a minute).
+
+The plain loop is what one writes first: Pillow, torch's default memory layout, float32, batches of 16 decoded one after
+the other. Both run in this process, on the same photographs, by turns; the best of the rounds counts, so that other work on
+the machine weighs least.
+"""
+
+import argparse
+import os
+import tempfile
+import time
+
+import numpy as np
+import torch
+from torch.nn.functional import normalize
+
+from .backbones import Backbone
+from .data import groceries
+from .encoding import gap
+from .features import extract, fast_precision
+
+
+def plain_loop(network, backbone, photos):
+    """Maps of all photographs, without any care for speed."""
+    maps = []
+    with torch.inference_mode():
+        for start in range(0, len(photos), 16):
+            pictures = [backbone.prepare(photos[i]) for i in range(start, min(start + 16, len(photos)))]
+            images = (torch.stack(pictures) / 255 - backbone.mean) / backbone.std
+            maps.append(network(images))
+    return torch.cat(maps)
+
+
+def main():
+    """Print photographs per second of both, the cosines between their codes, and how fast the cache is read."""
+    parser = argparse.ArgumentParser(prog="python -m partlib.bench", description=main.__doc__)
+    parser.add_argument("--plain", type=int, default=160, help="photographs for the plain loop, spread over the set (default 160)")
+    parser.add_argument("--rounds", type=int, default=3, help="how often each is timed (default 3)")
+    options = parser.parse_args()
+    os.environ["TQDM_DISABLE"] = "1"
+
+    photos = groceries()
+    some = torch.linspace(0, len(photos) - 1, options.plain).long().numpy()
+    backbone = Backbone()
+    network = Backbone(trainable=True).eval().network.to(memory_format=torch.contiguous_format)  # as published, nothing folded
+    print(f"{len(photos)} photographs of {photos.name}, {backbone}, {torch.get_num_threads()} threads, {_precision(backbone)}")
+
+    plain_loop(network, backbone, photos[:16])  # the first call of anything is slow
+    slow, fast, read = [], [], []
+    for _ in range(options.rounds):
+        seconds, expected = _timed(plain_loop, network, backbone, photos[some])
+        slow.append(len(some) / seconds)
+        with tempfile.TemporaryDirectory() as cache:
+            seconds, maps = _timed(extract, backbone, photos, cache)
+            fast.append(len(photos) / seconds)
+            read += [len(photos) / _timed(_read, backbone, photos, cache)[0] for _ in range(3)]
+            cosines = (normalize(gap(expected), dim=1) * normalize(gap(maps[some].tensor()), dim=1)).sum(1)
+
+    slow, fast, read = max(slow), max(fast), max(read)
+    print(f"plain loop        {slow:8.0f} photographs/s")
+    print(f"extract           {fast:8.0f} photographs/s   {fast / slow:.1f} times the plain loop")
+    print(f"reading the cache {read:8.0f} photographs/s   {read / fast:.0f} times extraction")
+    print(f"cosine of the two codes over {len(some)} photographs: mean {cosines.mean():.5f}, least {cosines.min():.5f}")
+
+
+def _timed(function, *arguments):
+    start = time.perf_counter()
+    result = function(*arguments)
+    return time.perf_counter() - start, result
+
+
+def _read(backbone, photos, cache):
+    """Finds the cache again and reads every number of it."""
+    return np.array(extract(backbone, photos, cache).values)
+
+
+def _precision(backbone):
+    with torch.inference_mode(), fast_precision(backbone.mean.device):
+        maps = backbone(torch.zeros(1, 3, backbone.size, backbone.size))
+    return str(maps.dtype).removeprefix("torch.")
+
+
+if __name__ == "__main__":
+    main()
