@@ -282,7 +282,8 @@ def _run(network, images, name):
     try:
         logits = interpreter.run(images)
     except RuntimeError as error:
-        raise ValueError(f"{name} cannot take pictures of {images.shape[2]} pixels ({error}): take a larger size=") from None
+        reason = str(error).partition("\n")[0]
+        raise ValueError(f"{name} cannot take pictures of {images.shape[2]} pixels ({reason}): take a larger size=") from None
     results = {name: interpreter.env.get(node) for node, name in tracer.node_to_qualname.items() if node.op != "placeholder"}
     return {name: result.shape for name, result in results.items() if isinstance(result, Tensor)}, logits
 
@@ -327,7 +328,7 @@ def _before_stride(stride, layers):
 def _own_classifier(network, maps, logits):
     """The network's last linear layer, if on noise its logits are those of the pooled map; and its classes."""
     linear = [module for module in network.modules() if isinstance(module, nn.Linear)][-1:]
-    if not linear or maps.shape[1] != linear[0].in_features or not logits.any():  # an untrained ViT's are all 0
+    if not linear or maps.shape[1] != linear[0].in_features or logits.ndim != 2 or not logits.any():  # an untrained ViT gives 0
         return None, []
     if not torch.allclose(linear[0](maps.mean((2, 3))), logits, rtol=1e-3, atol=1e-4):
         return None, []
