@@ -3,7 +3,6 @@
 import ast
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -52,25 +51,17 @@ def run(code):
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
 
 
-def seconds(code):
-    """The least of three: other work on the machine only ever adds."""
-    times = []
-    for _ in range(3):
-        start = time.perf_counter()
-        run(code)
-        times.append(time.perf_counter() - start)
-    return min(times)
+def loaded_by(code):
+    """The packages that a fresh Python has loaded after these lines."""
+    return set(run(f"{code}\nimport sys\nprint(*{{name.split('.')[0] for name in sys.modules}})").split())
 
 
 # ---- what an import costs ----
 
 
 def test_importing_partlib_costs_little_more_than_importing_torch():
-    assert seconds("import torch, partlib") - seconds("import torch") < 1.5
-
-
-def loaded_by(code):
-    return set(run(f"{code}\nimport sys\nprint(*{{name.split('.')[0] for name in sys.modules}})").split())
+    code = "import torch, time; start = time.perf_counter(); import partlib; print(time.perf_counter() - start)"
+    assert any(float(run(code)) < 1.5 for _ in range(3))  # the machine may be busy with other work
 
 
 def test_importing_partlib_loads_nothing_heavy():
@@ -78,9 +69,10 @@ def test_importing_partlib_loads_nothing_heavy():
     assert not heavy & loaded_by("import partlib")
 
 
-@pytest.mark.parametrize("module", ["regions", "whitening", "clustering", "retrieval", "cam"])
-def test_tools_on_arrays_load_no_network_and_no_plot(module):
-    assert not {"torchvision", "sklearn", "skimage", "matplotlib", "pandas", "seaborn"} & loaded_by(f"import partlib; partlib.{module}")
+def test_tools_on_arrays_load_no_networks_and_no_figures():
+    loaded = loaded_by("import partlib as pl; pl.regions, pl.whitening, pl.clustering, pl.retrieval, pl.cam")
+    assert not {"torchvision", "sklearn", "skimage", "matplotlib", "pandas", "seaborn"} & loaded
+    assert {"torch", "faiss"} <= loaded  # so it was looked
 
 
 # ---- the road ----
@@ -121,8 +113,6 @@ def test_what_the_package_names_is_there():
     for name in partlib.__all__:
         assert getattr(partlib, name) is not None
     assert set(partlib.__all__) <= set(dir(partlib))
-    modules = {stage(file) for file in FILES} - {"__init__", *HELPERS}
-    assert {name for name in partlib.__all__ if name in ROAD} <= modules
 
 
 # ---- modules that are read in one sitting ----
@@ -137,10 +127,9 @@ def test_no_module_is_long(file):
 def test_what_is_public_says_what_it_does(file):
     tree = ast.parse(file.read_text(encoding="utf-8"))
     assert ast.get_docstring(tree), "the module says nothing"
-    public = [
-        node
-        for node in tree.body
-        if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and (not node.name.startswith("_") or file.stem == "_checks")
-    ]
-    silent = [node.name for node in public if not ast.get_docstring(node)]
-    assert not silent
+    named = [node for node in tree.body if isinstance(node, (ast.FunctionDef, ast.ClassDef))]
+    if stage(file) == "data":  # whose public names are those that the package offers
+        public = [node for node in named if node.name in partlib.data.__all__]
+    else:
+        public = [node for node in named if not node.name.startswith("_")]
+    assert not [node.name for node in public if not ast.get_docstring(node)]
