@@ -207,7 +207,7 @@ def test_two_at_once(run, backbone, photos, tmp_path, capsys):
     hook = backbone.register_forward_hook(lambda module, inputs, output: seen.append(len(inputs[0])))
 
     def slowly(row):
-        time.sleep(0.05)
+        time.sleep(0.2)
         return photos.read(row)
 
     def work():
@@ -426,7 +426,7 @@ def test_memory(tmp_path):
         result = work()
         over.set()
         watcher.join()
-        return result, peak[0]
+        return result, max(peak[0], private() - before)
 
     maps, extracting = growth(lambda: extract(early, photos, cache=tmp_path / "cache", batch=4))
     whole, reading = growth(maps.tensor)

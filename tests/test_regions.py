@@ -187,10 +187,12 @@ def test_selective_search_is_the_same_each_time_and_keeps_to_its_count():
 
 
 def test_selective_search_merges_what_is_alike_first():
-    # Two reds and a blue side by side: the reds come together before either joins the blue.
-    reds, blue = {(20, 30, 50, 60): (200, 30, 30), (50, 30, 80, 60): (225, 30, 30)}, {(80, 30, 110, 60): (30, 30, 220)}
-    boxes = regions.selective_search(painted((130, 90), reds | blue)).tolist()
-    assert max(overlap((20, 30, 80, 60), box) for box in boxes) > 0.9
+    # Three squares side by side, of which two are reds: these come together before either joins the blue.
+    red, dark_red, blue = (20, 30, 50, 60), (50, 30, 80, 60), (80, 30, 110, 60)
+    picture = painted((130, 90), {red: (230, 40, 40), dark_red: (130, 40, 40), blue: (40, 40, 230)}, ground="white")
+    boxes = regions.selective_search(picture, scale=20).tolist()
+    for square in (red, dark_red, blue, (20, 30, 80, 60)):
+        assert max(overlap(square, box) for box in boxes) > 0.9
     assert max(overlap((50, 30, 110, 60), box) for box in boxes) < 0.8
 
 

@@ -1,5 +1,6 @@
 """Photographs: the sets of the book, and anyone's own."""
 
+from .bird_scene import Scene
 from .download import DownloadError
 from .folders import folder
 from .groceries import groceries
@@ -10,6 +11,6 @@ from .published import butterflies, cub200, imagenet
 from .toy_birds import ToyBirds, toy_birds
 
 __all__ = [
-    "BadPicture", "DownloadError", "Photos", "ToyBirds", "butterflies", "cub200", "folder", "groceries", "groceries_full",
+    "BadPicture", "DownloadError", "Photos", "Scene", "ToyBirds", "butterflies", "cub200", "folder", "groceries", "groceries_full",
     "imagenet", "packages", "read_picture", "toy_birds",
 ]  # fmt: skip
