@@ -157,7 +157,7 @@ def last(output):
 
 HOOKS = [  # network, layer asked for; torchvision's module that makes it, how its output becomes a map; size; channels, stride, side
     ("resnet18", None, "layer4", None, 64, 512, 32, 2), ("resnet18", 16, "layer3", None, 64, 256, 16, 4),
-    ("resnet18", "layer4.1.bn2", "layer4.1.bn2", None, 64, 512, 32, 2), ("vgg11", None, "features", None, 64, 512, 32, 2),
+    ("densenet121", "features.norm5", "features.norm5", None, 64, 1024, 32, 2), ("vgg11", None, "features", None, 64, 512, 32, 2),
     ("alexnet", None, "features", None, 224, 256, 32, 6), ("alexnet", "features.8", "features.8", None, 128, 256, 16, 7),
     ("densenet121", None, "features", F.relu, 64, 1024, 32, 2), ("googlenet", 16, "inception4e", None, 64, 832, 16, 4),
     ("convnext_tiny", "features.5", "features.5", None, 64, 384, 16, 4), ("swin_t", None, "norm", last, 64, 768, 32, 2),

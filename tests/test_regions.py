@@ -186,14 +186,72 @@ def test_selective_search_is_the_same_each_time_and_keeps_to_its_count():
     assert torch.equal(regions.selective_search(picture, count=3), boxes[:3])
 
 
-def test_selective_search_merges_what_is_alike_first():
-    # Three squares side by side, of which two are reds: these come together before either joins the blue.
-    red, dark_red, blue = (20, 30, 50, 60), (50, 30, 80, 60), (80, 30, 110, 60)
-    picture = painted((130, 90), {red: (230, 40, 40), dark_red: (130, 40, 40), blue: (40, 40, 230)}, ground="white")
-    boxes = regions.selective_search(picture, scale=20).tolist()
-    for square in (red, dark_red, blue, (20, 30, 80, 60)):
-        assert max(overlap(square, box) for box in boxes) > 0.9
-    assert max(overlap((50, 30, 110, 60), box) for box in boxes) < 0.8
+def merged_by_hand(pixels, segments):
+    """The boxes of section 3 of the paper, last merged first: a region is its list of segments, all else is counted anew."""
+    h, w = segments.shape
+    grey = pixels.mean(2) / 255
+    at = lambda y, x: grey[min(max(y, 0), h - 1), min(max(x, 0), w - 1)]
+    sobel = ((-1, 1), (0, 2), (1, 1))  # place across, weight
+
+    def features(number):
+        colour, texture, inside = np.zeros((3, 25)), np.zeros(8), [(y, x) for y, x in np.ndindex(h, w) if segments[y, x] == number]
+        for y, x in inside:
+            for c in range(3):
+                colour[c, min(25 * int(pixels[y, x, c]) // 255, 24)] += 1
+            down = sum(weight * (at(y + 1, x + i) - at(y - 1, x + i)) for i, weight in sobel)
+            across = sum(weight * (at(y + i, x + 1) - at(y + i, x - 1)) for i, weight in sobel)
+            texture[min(int((np.arctan2(down, across) / np.pi + 1) * 4), 7)] += np.hypot(down, across)
+        return len(inside), colour.ravel() / colour.sum(), texture / texture.sum(), inside
+
+    leaves = [features(number) for number in range(segments.max() + 1)]
+    size = lambda region: sum(leaves[i][0] for i in region)
+    share = lambda region, what: sum(leaves[i][0] * leaves[i][what] for i in region) / size(region)
+    cells = lambda region: [cell for i in region for cell in leaves[i][3]]
+
+    def box(region):
+        y, x = zip(*cells(region))
+        return (min(x), min(y), max(x) + 1, max(y) + 1)
+
+    def touch(a, b):
+        other = set(cells(b))
+        return any({(y + 1, x), (y - 1, x), (y, x + 1), (y, x - 1)} & other for y, x in cells(a))
+
+    def alike(a, b):
+        x0, y0, x1, y1 = box(a + b)
+        both = size(a) + size(b)
+        return (
+            sum(map(min, share(a, 1), share(b, 1))) + sum(map(min, share(a, 2), share(b, 2)))
+            + (1 - both / (h * w)) + (1 - ((x1 - x0) * (y1 - y0) - both) / (h * w))
+        )  # fmt: skip
+
+    regions_now = [(i,) for i in range(len(leaves))]
+    boxes = [box(region) for region in regions_now]
+    while len(regions_now) > 1:
+        a, b = max(((a, b) for a in regions_now for b in regions_now if a < b and touch(a, b)), key=lambda pair: alike(*pair))
+        regions_now = [region for region in regions_now if region not in (a, b)] + [a + b]
+        boxes.append(box(a + b))
+    return list(dict.fromkeys(reversed(boxes)))
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_selective_search_merges_the_most_similar_neighbours(seed, monkeypatch):
+    draw = np.random.default_rng(seed)
+    seeds, cells = draw.uniform(0, 12, (7, 2)), np.stack(np.mgrid[:12, :14], axis=-1)
+    nearest = ((cells[:, :, None] - seeds) ** 2).sum(-1).argmin(-1)
+    segments = np.unique(nearest, return_inverse=True)[1].reshape(12, 14)
+    pixels = (draw.integers(0, 200, (7, 3))[nearest] + draw.integers(0, 56, (12, 14, 3))).astype(np.uint8)
+    monkeypatch.setattr("skimage.segmentation.felzenszwalb", lambda *_, **__: segments)
+    found = regions.selective_search(Image.fromarray(pixels)).tolist()
+    assert list(map(tuple, found)) == merged_by_hand(pixels.astype(np.float64), segments)
+
+
+def test_selective_search_merges_what_is_alike_first(monkeypatch):
+    # Two reds and a blue side by side: the reds come together before either joins the blue.
+    picture = painted((30, 10), {(0, 0, 10, 10): (230, 40, 40), (10, 0, 20, 10): (225, 40, 40), (20, 0, 30, 10): (40, 40, 230)})
+    segments = np.repeat(np.arange(3), 10)[None].repeat(10, axis=0)
+    monkeypatch.setattr("skimage.segmentation.felzenszwalb", lambda *_, **__: segments)
+    boxes = [[0, 0, 30, 10], [0, 0, 20, 10], [20, 0, 30, 10], [10, 0, 20, 10], [0, 0, 10, 10]]
+    assert regions.selective_search(picture).tolist() == boxes
 
 
 @pytest.mark.parametrize("mode", ["RGB", "L", "RGBA", "P"])
