@@ -139,7 +139,7 @@ def test_every_published_network_is_of_a_tested_family_and_its_files_carry_their
     assert families(backbones.PUBLISHED) == families([*FAMILIES, *(hook[0] for hook in HOOKS)])
     for name in backbones.PUBLISHED:
         for weights in torchvision.models.get_model_weights(name):
-            assert len(backbones._hash_prefix(Path(weights.url))) >= 8
+            assert len(backbones.networks.hash_prefix(Path(weights.url))) >= 8
             assert weights.transforms().mean and "IMAGENET1K" in weights.name
 
 

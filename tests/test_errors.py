@@ -197,6 +197,11 @@ def test_numbers_that_are_not_finite(call):
     assert "2 of the 6" in said and "NaN or infinity (first: row 2)" in said and "leave them out" in said
 
 
+def test_infinity_alone_is_named_too():
+    infinite = torch.where(torch.arange(6)[:, None] == 3, -torch.inf, codes)
+    assert "1 of the 6 vectors hold NaN or infinity (first: row 3)" in answer(ValueError, lambda: moments(infinite))
+
+
 @each(TAKE_VECTORS)
 def test_maps_or_labels_where_vectors_are_expected(call):
     said = answer(ValueError, lambda: call(torch.rand(6, 4, 3, 3)))

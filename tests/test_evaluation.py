@@ -20,10 +20,10 @@ def some_codes(n, d, seed=0):
 
 
 def classes_apart(n, c, d, apart, seed=0):
-    """Codes around class centres, standard normal around them, and their labels."""
-    draw = np.random.default_rng(seed)
+    """Codes around the same class centres whatever the seed, standard normal around them, and their labels."""
+    centres, draw = np.random.default_rng(c).normal(size=(c, d)), np.random.default_rng(seed)
     labels = draw.permutation(np.arange(n) % c)
-    return torch.from_numpy(draw.normal(size=(c, d))[labels] * apart + draw.normal(size=(n, d))).float(), labels
+    return torch.from_numpy(centres[labels] * apart + draw.normal(size=(n, d))).float(), labels
 
 
 def unit_rows(x):
@@ -99,7 +99,7 @@ def test_random_labels_are_near_chance():
 def test_the_probe_is_fitted_on_training_codes_alone():
     """What is said of one test code does not depend on the other test codes, nor on any test label."""
     train, labels = classes_apart(60, 3, 10, 0.7)
-    test, truth = classes_apart(40, 3, 10, 0.7, seed=0)
+    test, truth = classes_apart(40, 3, 10, 0.7, seed=1)
     test[30:] *= -5  # quite another distribution: whoever standardised on it would notice
     whole = linear_probe(train, labels, test, truth)
     assert 34 < whole < 100
@@ -112,10 +112,10 @@ def test_the_probe_is_fitted_on_training_codes_alone():
     assert sum(predicted(train, labels, test, 3)) == pytest.approx(100)
 
 
-@pytest.mark.parametrize("seed", [0, 3])
+@pytest.mark.parametrize("seed", [0, 1])  # whose folds choose differently
 def test_the_penalty_is_the_one_that_cross_validation_likes_best(seed):
-    train, labels = classes_apart(60, 3, 40, 0.4)
-    test, truth = classes_apart(200, 3, 40, 0.4, seed=0)
+    train, labels = classes_apart(60, 3, 40, 0.25)
+    test, truth = classes_apart(200, 3, 40, 0.25)  # another number of codes: other ones
     a, b = unit_rows(train), unit_rows(test)
 
     def accuracy(strength, fit_on, x, y):

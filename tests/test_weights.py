@@ -14,7 +14,8 @@ import torchvision
 from PIL import Image
 from torch import nn
 
-from partlib import Backbone, backbones
+from partlib import Backbone
+from partlib.backbones import networks
 from partlib.data import groceries
 
 MEAN, STD = torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1), torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
@@ -118,10 +119,10 @@ def test_a_download_is_checked(tmp_path):
     server = http.server.HTTPServer(("127.0.0.1", 0), Serve)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     right, wrong = tmp_path / "new" / "a-9a129038.pth", tmp_path / "b-00000000.pth"  # by `printf weights | sha256sum`
-    backbones._download(f"http://127.0.0.1:{server.server_port}/a.pth", right)
-    assert right.read_bytes() == b"weights" and backbones._checked(right, "there") == right
+    networks.download(f"http://127.0.0.1:{server.server_port}/a.pth", right)
+    assert right.read_bytes() == b"weights" and networks.checked(right, "there") == right
     with pytest.raises(FileNotFoundError) as caught:
-        backbones._download(f"http://127.0.0.1:{server.server_port}/b.pth", wrong)
+        networks.download(f"http://127.0.0.1:{server.server_port}/b.pth", wrong)
     server.shutdown()
     one_sentence(caught, str(wrong), "http://127.0.0.1", "hash")
     assert sorted(p.name for p in tmp_path.rglob("*.*")) == ["a-9a129038.pth"]
