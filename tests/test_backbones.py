@@ -225,6 +225,7 @@ def test_gradients_reach_the_pictures_through_a_frozen_backbone(name):
         Backbone(name, size=64, pretrained=False, trainable=trainable).eval()(images).square().mean().backward()
         gradients.append(images.grad / images.grad.abs().max())
     close(*gradients, tolerance=1e-3)
+    assert gradients[0].abs().sum() > 0
 
 
 MAKE = "import torch, partlib; print(partlib.Backbone('resnet18', 8, size=64, pretrained=False, seed=5).fingerprint)"

@@ -253,7 +253,7 @@ def zip_link():
 EVIL = {
     "out.tar": ("gz", [("../evil.txt", b"x")]),
     "deep.tar": ("gz", [("birds/../../evil.txt", b"x")]),
-    "absolute.tar": ("gz", [("/tmp/evil.txt", b"x")]),
+    "absolute.tar": ("gz", [("/evil.txt", b"x")]),
     "windows.tar": ("gz", [("C:\\evil.txt", b"x")]),
     "backslash.zip": ("zip", [("..\\evil.txt", b"x")]),
     "symlink.tar": ("gz", [(special(tarfile.SYMTYPE, "/etc"), b"")]),
@@ -262,7 +262,7 @@ EVIL = {
     "device.tar": ("gz", [(special(tarfile.CHRTYPE, ""), b"")]),
     "pipe.tar": ("gz", [(special(tarfile.FIFOTYPE, ""), b"")]),
     "out.zip": ("zip", [("../evil.txt", b"x")]),
-    "absolute.zip": ("zip", [("/tmp/evil.txt", b"x")]),
+    "absolute.zip": ("zip", [("/evil.txt", b"x")]),
     "symlink.zip": ("zip", [(zip_link(), b"/etc/passwd")]),
 }
 

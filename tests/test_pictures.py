@@ -288,7 +288,7 @@ SAMPLES = [encoded(PHOTOGRAPH.resize((9, 9)), format) for format in FORMATS]
 STARTS = [sample[:12] for sample in SAMPLES] + [b"", b"%!PS-Adobe", b"SIMPLE", b"8BPS\0\1"]
 
 
-def picture_or_reason(data):
+def check_picture_or_reason(data):
     try:
         picture = read_picture(data, name="the file")
     except BadPicture as error:
@@ -300,7 +300,7 @@ def picture_or_reason(data):
 @settings(max_examples=150, deadline=None)
 @given(start=st.sampled_from(STARTS), data=st.binary(max_size=300))
 def test_any_bytes_give_a_picture_or_a_reason(start, data):
-    picture_or_reason(start + data)
+    check_picture_or_reason(start + data)
 
 
 @settings(max_examples=300, deadline=None)
@@ -312,4 +312,4 @@ def test_damaged_pictures_give_a_picture_or_a_reason(sample, changes):
     data = bytearray(sample)
     for where, value in changes:
         data[where % len(data)] = value
-    picture_or_reason(bytes(data))
+    check_picture_or_reason(bytes(data))

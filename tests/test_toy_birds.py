@@ -2,7 +2,6 @@
 
 import itertools
 import pickle
-import time
 from dataclasses import replace
 
 import numpy as np
@@ -337,12 +336,3 @@ def test_a_set_travels_to_another_process(birds):
 def test_mistakes_are_named(birds, mistake, error, says):
     with pytest.raises(error, match=says):
         mistake(birds)
-
-
-def test_time_to_draw():
-    photos = toy_birds(20)
-    photos[0]
-    start = time.perf_counter()
-    for i in range(20):
-        photos[i]
-    print(f"\n{(time.perf_counter() - start) / 20 * 1000:.1f} ms to draw a bird of 256 pixels")
