@@ -431,7 +431,8 @@ def test_memory(tmp_path):
     maps, extracting = growth(lambda: extract(early, photos, cache=tmp_path / "cache", batch=4))
     whole, reading = growth(maps.tensor)
     size = maps.values.nbytes
-    assert size > 60e6 and extracting < size / 2 and 1.8 * size < reading < 2.3 * size, (size, extracting, reading)
+    # Memory that earlier tests gave back may serve again without showing, so that there is no lower bound.
+    assert size > 60e6 and extracting < size / 2 and reading < 2.3 * size, (size, extracting, reading)
     assert whole.shape == maps.shape
 
 
