@@ -9,7 +9,7 @@ from importlib import import_module
 __version__ = "0.1.0"
 
 _MODULES = {
-    "data", "backbones", "features", "regions", "whitening", "clustering", "encoding",
+    "data", "backbones", "features", "regions", "whitening", "clustering", "matching", "encoding", "mining",
     "retrieval", "evaluation", "cam", "plots", "widgets",
 }  # fmt: skip
 _NAMES = {"Backbone": "backbones", "extract": "features", "Maps": "features", "encode": "encoding"}

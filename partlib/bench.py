@@ -1,8 +1,9 @@
-"""How fast extraction is here, beside the plain loop: `python -m partlib.bench` (about a minute).
+"""How fast this library is here, beside what one would write first: `python -m partlib.bench` (about a minute).
 
-The plain loop is what one writes first: Pillow, torch's default memory layout, float32, batches of 16 decoded one after
-the other. Both run in this process, on the same photographs, by turns; the best of the rounds counts, so that other work on
-the machine weighs least.
+Of extraction, the plain loop: Pillow, torch's default memory layout, float32, batches of 16 decoded one after the other. Of
+matching (`python -m partlib.bench matching`), loops over single photographs, with POT's Sinkhorn and with the library's own.
+All run in this process, on the same data, by turns; the best of the rounds counts, so that other work on the machine
+weighs least.
 """
 
 import argparse
@@ -18,6 +19,7 @@ from .backbones import Backbone
 from .data import groceries
 from .encoding import gap
 from .features import extract, fast_precision
+from .matching import sinkhorn
 
 
 def plain_loop(network, backbone, photos):
@@ -32,22 +34,30 @@ def plain_loop(network, backbone, photos):
 
 
 def main():
-    """Print photographs per second of both, the cosines between their codes, and how fast the cache is read."""
+    """Print how fast extraction (photographs per second, the cache) or matching (seconds) is, beside plain loops."""
     parser = argparse.ArgumentParser(prog="python -m partlib.bench", description=main.__doc__)
+    parser.add_argument("what", nargs="?", choices=("extraction", "matching"), default="extraction", help="(default extraction)")
     parser.add_argument("--plain", type=int, default=160, help="photographs for the plain loop, spread over the set (default 160)")
     parser.add_argument("--rounds", type=int, default=3, help="how often each is timed (default 3)")
     options = parser.parse_args()
-    os.environ["TQDM_DISABLE"] = "1"
+    if options.what == "matching":
+        matching(options.rounds)
+    else:
+        extraction(options.plain, options.rounds)
 
+
+def extraction(plain, rounds):
+    """Photographs per second of the plain loop and of `extract`, the cosines between their codes, and the cache."""
+    os.environ["TQDM_DISABLE"] = "1"
     photos = groceries()
-    some = torch.linspace(0, len(photos) - 1, options.plain).long().numpy()
+    some = torch.linspace(0, len(photos) - 1, plain).long().numpy()
     backbone = Backbone()
     network = Backbone(trainable=True).eval().network.to(memory_format=torch.contiguous_format)  # as published, nothing folded
     print(f"{len(photos)} photographs of {photos.name}, {backbone}, {torch.get_num_threads()} threads, {_precision(backbone)}")
 
     plain_loop(network, backbone, photos[:16])  # the first call of anything is slow
     slow, fast, read = [], [], []
-    for _ in range(options.rounds):
+    for _ in range(rounds):
         seconds, expected = _timed(plain_loop, network, backbone, photos[some])
         slow.append(len(some) / seconds)
         with tempfile.TemporaryDirectory() as cache:
@@ -61,6 +71,37 @@ def main():
     print(f"extract           {fast:8.0f} photographs/s   {fast / slow:.1f} times the plain loop")
     print(f"reading the cache {read:8.0f} photographs/s   {read / fast:.0f} times extraction")
     print(f"cosine of the two codes over {len(some)} photographs: mean {cosines.mean():.5f}, least {cosines.min():.5f}")
+
+
+def matching(rounds, n=500, parts=64, r=100, iterations=30):
+    """Seconds of Sinkhorn with a slack row on `n` photographs: all at once, one by one, and one by one by POT."""
+    try:
+        from ot.bregman import sinkhorn_log
+    except ImportError:
+        raise SystemExit("the comparison needs POT, which comes with the extra: pip install 'partlib[test]'") from None
+    scores = torch.randn(n, parts, r, generator=torch.Generator().manual_seed(0))
+    mass, ones = np.append(np.ones(parts), r - parts).astype(np.float32), np.ones(r, np.float32)
+    costs = -torch.cat([scores, torch.zeros(n, 1, r)], dim=1).numpy()
+
+    def by_pot():
+        plans = [sinkhorn_log(mass, ones, one, 1.0, numItermax=iterations, stopThr=0, warn=False)[:parts] for one in costs]
+        return torch.from_numpy(np.stack(plans))
+
+    ways = {
+        "batched": lambda: sinkhorn(scores, iterations=iterations),
+        "one by one": lambda: torch.cat([sinkhorn(one[None], iterations=iterations) for one in scores]),
+        "one by one, POT": by_pot,
+    }
+    print(f"{n} photographs, {parts} parts, {r} regions, {iterations} iterations in logarithms, float32, {torch.get_num_threads()} threads")
+    sinkhorn(scores, iterations=1)  # the first call of anything is slow
+    seconds, plans = {way: [] for way in ways}, {}
+    for _ in range(rounds):
+        for way, run in ways.items():
+            taken, plans[way] = _timed(run)
+            seconds[way].append(taken)
+    for way in ways:
+        ratio, apart = min(seconds[way]) / min(seconds["batched"]), (plans[way] - plans["batched"]).abs().max()
+        print(f"{way:<16}{min(seconds[way]):8.2f} s  {ratio:5.1f} times the batched, largest difference {apart:.0e}")
 
 
 def _timed(function, *arguments):

@@ -108,6 +108,11 @@ class PCAWhitening:
             raise ValueError(f"fitted on vectors of {len(self.mean_)} dimensions, given {x.shape[-1]}: give such as it was fitted on")
         return ((x - self.mean_).float() @ self.directions_) * self.variances_**-self.power
 
+    def fold(self, filters: Float[Tensor, "p dims"]) -> tuple[Float[Tensor, "p d"], Float[Tensor, "p"]]:
+        """Filters on whitened vectors, as filters and offsets on the vectors themselves: ⟨u, y⟩ = ⟨u', x⟩ + t."""
+        unfolded = (filters * self.variances_**-self.power) @ self.directions_.T
+        return unfolded, -unfolded @ self.mean_
+
 
 def lda_filters(means: Float[Tensor, "p d"], seen: Moments, shrinkage=0.1) -> Float[Tensor, "p d"]:
     """Filters w = Σ⁻¹ (m − μ) that tell vectors around each mean m from the rest of the world.

@@ -1,0 +1,112 @@
+"""Parts of groups of photographs by assignment: with groups given (QAP parts), and without (unsupervised parts)."""
+
+from dataclasses import dataclass
+from typing import Callable
+
+import numpy as np
+import torch
+from jaxtyping import Int
+from torch.nn.functional import normalize
+
+from .. import matching
+from .._progress import progress
+from ..clustering import KMeans
+from ..regions import Regions
+from ..whitening import PCAWhitening
+from .parts import NothingFound, Parts, made_by
+from .world import World, check_groups, some_of
+
+
+@dataclass
+class AssignedParts:
+    """Parts of each group, each with one region in every photograph of the group [Sicre et al. 2016, in outline].
+
+    In the whitened space of all regions, the assignment problem is solved for three times as many parts as wanted, from a
+    random start; kept are those, no two alike, that answer most inside the group for what they answer outside, and the
+    problem is solved again for these.
+
+    Args:
+        parts: for each group.
+        solver: one of `matching`. presence: π, how often a part is expected in a photograph of its group.
+        dims: directions in which the world is described.
+        photographs: at most so many of a group, and of the rest, are looked at: time and memory do not grow with the others.
+        seed: of whatever is drawn.
+    """
+
+    parts: int = 10
+    solver: Callable = matching.soft_assign
+    presence: float = 1.0
+    dims: int = 128
+    photographs: int = 64
+    seed: int = 0
+
+    def fit(self, regions: Regions, groups=None) -> Parts:
+        """From groups `(n,)` of the photographs; groups of a single photograph are passed over.
+
+        Without groups, all photographs are expected to share their parts, which are told from the world of regions alone.
+        """
+        world = World.of(regions, self.dims, self.seed)
+        if groups is None:
+            rows = some_of(np.arange(len(regions)), self.photographs, self.seed)
+            if len(rows) < 2:
+                raise NothingFound("one photograph, and a part must recur in others: give two or more")
+            means = self._solve(world.describe(regions[rows]))
+            return world.parts(means, np.full(len(means), -1), self, regions)
+        groups = check_groups(groups, regions)
+        means, owners = [], []
+        for g in progress(np.unique(groups), desc="parts of groups", unit="group", leave=False):
+            inside, outside = (some_of(np.flatnonzero(rows), self.photographs, self.seed) for rows in (groups == g, groups != g))
+            if len(inside) < 2:
+                continue
+            x, rest = world.describe(regions[inside]), world.describe(regions[outside])
+            means.append(self._solve(x, lambda filters: _answer(x, filters) / _answer(rest, filters)))
+            owners += [g] * len(means[-1])
+        return world.parts(torch.cat(means), owners, self, regions)
+
+    def _solve(self, x, worth=None):
+        count = min(self.parts, x.shape[1])
+        return matching.from_random(self.solver, x, count, seed=self.seed, worth=worth, presence=self.presence).filters
+
+
+def _answer(x, filters):
+    """How strongly each filter answers to a photograph: its best score, averaged over the photographs."""
+    return torch.einsum("nrd,pd->npr", x, filters).amax(2).mean(0).clamp(min=1e-6)
+
+
+@dataclass
+class UnsupervisedParts:
+    """Parts without any labels: visually similar photographs are grouped, and groups take the place of classes [Sicre et al. 2017].
+
+    Args:
+        groups: how many. parts, solver, presence, dims, photographs, seed: as in `AssignedParts`.
+    """
+
+    groups: int = 20
+    parts: int = 10
+    solver: Callable = matching.soft_assign
+    presence: float = 1.0
+    dims: int = 128
+    photographs: int = 64
+    seed: int = 0
+
+    def fit(self, regions: Regions, groups=None) -> Parts:
+        """From the photographs alone; `groups`, where given, are used in place of its own."""
+        if groups is None:
+            groups = visual_groups(regions, self.groups, self.seed)
+        learner = AssignedParts(self.parts, self.solver, self.presence, self.dims, self.photographs, self.seed)
+        found = learner.fit(regions, groups)
+        return Parts(found.filters, found.offsets, found.groups, made_by(self, regions))
+
+
+def visual_groups(regions: Regions, count: int, seed=0) -> Int[np.ndarray, "n"]:
+    """Groups of similar photographs, of at most one and a half times the mean size: balanced k-means of global codes.
+
+    A code is the mean of the photograph's regions, PCA-whitened to 64 directions by half, of length 1.
+    """
+    if not 2 <= count <= len(regions) // 2:
+        raise NothingFound(f"{count} groups of {len(regions)} photographs: a part must recur inside a group and be rare outside, so take from 2 to {len(regions) // 2}")
+    codes = torch.cat([x.mean(1) for x in regions.batches()])
+    codes = normalize(codes, dim=1)
+    whitening = PCAWhitening(min(64, len(codes) - 1, codes.shape[1]), shrinkage=0.01, power=0.25)
+    codes = normalize(whitening.fit(codes).transform(codes), dim=1)
+    return KMeans(count, spherical=True, balance=1.5, restarts=3, seed=seed).fit(codes).labels_

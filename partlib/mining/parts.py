@@ -1,0 +1,143 @@
+"""Learnt parts: detectors that score any region, and what is asked of them."""
+
+import json
+import os
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from .. import regions as boxes_
+from .._checks import check_count
+from ..regions import Regions
+
+
+class NothingFound(ValueError):
+    """A learner found no part in these photographs; the message says why and what to do."""
+
+
+@dataclass(frozen=True, eq=False)
+class Parts:
+    """`p` part detectors: S_pr = ⟨u_p, x_r⟩ + t_p for the descriptor x_r of a region.
+
+    For a learner that models a part as Gaussian, S is the logarithm of how much likelier the region is as the part than as
+    anything else, so 0 is where the two are even; a detector trained otherwise has its own zero, its decision's.
+
+    Args:
+        filters: U. offsets: t.
+        groups: for each part, the group of photographs it was learnt to tell from the rest; −1: none.
+        about: what made them: the learner, its settings, the photographs.
+    """
+
+    filters: Float[Tensor, "p d"]
+    offsets: Float[Tensor, "p"]
+    groups: Int[np.ndarray, "p"] = None
+    about: dict = field(default_factory=dict)
+
+    def __post_init__(self):
+        if self.groups is None:
+            object.__setattr__(self, "groups", np.full(len(self.filters), -1))
+
+    def __len__(self):
+        return len(self.filters)
+
+    def __getitem__(self, index):
+        index = [index] if np.ndim(index) == 0 and not isinstance(index, slice) else index
+        return Parts(self.filters[index], self.offsets[index], self.groups[index], self.about)
+
+    def __repr__(self):
+        return f"Parts({len(self)} by {self.about.get('learner', 'hand')}, on {self.filters.shape[1]} channels)"
+
+    def score(self, regions: Regions | Float[Tensor, "n r d"]) -> Float[Tensor, "n p r"]:
+        """S of every region of every photograph, all in memory."""
+        return torch.cat(list(self.scores(regions)))
+
+    def scores(self, regions: Regions | Float[Tensor, "n r d"]):
+        """The same, a batch of photographs at a time, however many there are."""
+        for x in regions.batches() if isinstance(regions, Regions) else regions.split(64):
+            if x.shape[2] != self.filters.shape[1]:
+                raise ValueError(f"these parts were learnt on {self.filters.shape[1]} channels, the regions have {x.shape[2]}: take the maps they were learnt on")
+            yield torch.einsum("nrd,pd->npr", x, self.filters.to(x)) + self.offsets.to(x)[:, None]
+
+    def encode(self, regions: Regions, pooling) -> Float[Tensor, "n D"]:
+        """Codes of all photographs by an encoding of scores, as `encoding.bag_of_parts`, batch by batch."""
+        return torch.cat([pooling(scores) for scores in self.scores(regions)])
+
+    def maps(self, maps) -> Float[Tensor, "n p h w"]:
+        """S of every single cell: where in the photograph each part is, more finely than its regions."""
+        cells = Regions(maps, boxes_.grid(*maps.shape[2:]))
+        return self.score(cells).unflatten(2, cells.cells)
+
+    # What kind of parts they are, on photographs, without any labels.
+
+    def best(self, regions: Regions) -> tuple[Float[np.ndarray, "n p"], Int[np.ndarray, "n p"]]:
+        """Each part's highest score in each photograph, and the number of the region that has it."""
+        found = [scores.max(2) for scores in self.scores(regions)]
+        return tuple(torch.cat([getattr(one, what) for one in found]).cpu().numpy() for what in ("values", "indices"))
+
+    def presence(self, regions: Regions) -> Float[np.ndarray, "p"]:
+        """The share of photographs in which some region scores above 0."""
+        return (self.best(regions)[0] > 0).mean(0)
+
+    def dead(self, regions: Regions) -> Int[np.ndarray, "q"]:
+        """The parts that score above 0 in fewer than two photographs: they recur nowhere."""
+        return np.flatnonzero((self.best(regions)[0] > 0).sum(0) < 2)
+
+    def duplicates(self, regions: Regions) -> float:
+        """The share of pairs of parts, in percent, whose best regions overlap (IoU over ½), averaged over photographs."""
+        if len(self) < 2:
+            return 0.0
+        where = self.best(regions)[1]
+        overlap = (boxes_.iou(regions.boxes, regions.boxes) > 0.5).numpy()
+        upper = np.triu_indices(len(self), 1)
+        return 100 * float(np.mean([overlap[np.ix_(row, row)][upper].mean() for row in where]))
+
+    def members(self, regions: Regions, count=8) -> tuple[Int[np.ndarray, "p m"], Int[np.ndarray, "p m"], Float[np.ndarray, "p m"]]:
+        """For the gallery: the photographs that answer most strongly to each part, the region in each, and its score."""
+        scores, where = self.best(regions)
+        first = (-scores).argsort(0, kind="stable")[: check_count(min(count, len(scores)), len(scores), "members", "photographs")].T
+        part = np.arange(len(self))[:, None]
+        return first, where[first, part], scores[first, part]
+
+    # Files.
+
+    def save(self, file):
+        """Write them to a .safetensors file: arrays and a line of JSON, nothing that could run."""
+        file = Path(file)
+        tensors = {"filters": self.filters, "offsets": self.offsets, "groups": torch.from_numpy(np.asarray(self.groups))}
+        part = file.with_name(file.name + ".part")
+        try:
+            save_file({name: value.contiguous().cpu() for name, value in tensors.items()}, part, {"parts": json.dumps(self.about)})
+            os.replace(part, file)
+        except (OSError, SafetensorError) as error:
+            part.unlink(missing_ok=True)
+            raise OSError(f"the parts could not be written to {file} ({error}): is there such a folder, and room on the disk?") from None
+
+    @classmethod
+    def load(cls, file) -> "Parts":
+        """Parts that `save` wrote.
+
+        Raises:
+            FileNotFoundError: no such file.
+            ValueError: it is damaged, or holds something else.
+        """
+        if not Path(file).is_file():
+            raise FileNotFoundError(f"there is no file {file}: Parts.save(file) writes one")
+        try:
+            with safe_open(file, "pt") as stored:
+                about = json.loads(stored.metadata()["parts"])
+                filters, offsets, groups = (stored.get_tensor(name) for name in ("filters", "offsets", "groups"))
+        except (SafetensorError, KeyError, TypeError, json.JSONDecodeError):
+            raise ValueError(f"{file} holds no parts, or is damaged: learn them again, or fetch the file again") from None
+        return cls(filters, offsets, groups.numpy(), about)
+
+
+def made_by(learner, regions: Regions) -> dict:
+    """For `Parts.about`: a learner's name and settings, as JSON takes them, and what it learnt from."""
+    settings = {name: getattr(value, "__name__", value) for name, value in asdict(learner).items()}
+    return {"learner": type(learner).__name__, **settings, "photographs": len(regions), "regions": len(regions.boxes)}
