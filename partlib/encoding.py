@@ -3,7 +3,7 @@
 from typing import Callable
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import normalize
 
@@ -77,3 +77,48 @@ def rmac_regions(maps: Float[Tensor, "n d h w"], levels=3) -> Float[Tensor, "n r
     """The ℓ2-normalised maxima of R-MAC's windows: what its whitening is fitted on."""
     h, w = check_maps(maps).shape[2:]
     return normalize(regions.pool(maps, regions.rmac(h, w, levels), "max"), dim=2)
+
+
+# Codes of part scores S `(n, p, r)`, which `mining.Parts` makes.
+
+
+def bag_of_parts(scores: Float[Tensor, "n p r"], how="max") -> Float[Tensor, "n D"]:
+    """One number a part: b_p = max_r S_pr, or the mean over the regions; "both" puts the two side by side."""
+    if how not in ("max", "mean", "both"):
+        raise ValueError(f"how={how!r}: a bag of parts is pooled by 'max', 'mean' or 'both'")
+    pooled = {"max": scores.amax(2), "mean": scores.mean(2)}
+    return torch.cat([normalize(b, dim=1) for b in pooled.values()], dim=1) if how == "both" else pooled[how]
+
+
+def spatial_bag(scores: Float[Tensor, "n p r"], boxes: Int[Tensor, "r 4"], cells: tuple[int, int], how="max") -> Float[Tensor, "n D"]:
+    """Bags of the whole picture and of its four quarters, 1 × 1 + 2 × 2: five to a photograph, each of length 1.
+
+    A region belongs to the quarter that holds its centre; one on a border to the lower or the right one. A quarter without
+    any region has a bag of zeros.
+
+    Args:
+        boxes: of the regions, in cells. cells: (h, w) of the maps.
+    """
+    h, w = cells
+    boxes = torch.as_tensor(boxes)
+    quarter = 2 * (boxes[:, 1] + boxes[:, 3] >= h) + 1 * (boxes[:, 0] + boxes[:, 2] >= w)
+    chosen = [slice(None), *(quarter == q for q in range(4))]
+    empty = scores.new_zeros(bag_of_parts(scores, how).shape)
+    bags = [bag_of_parts(some, how) if (some := scores[:, :, own]).shape[2] else empty for own in chosen]
+    return torch.cat([normalize(bag, dim=1) for bag in bags], dim=1)
+
+
+def part_descriptors(x: Float[Tensor, "n r d"], scores: Float[Tensor, "n p r"]) -> Float[Tensor, "n p*d"]:
+    """CoP, "CNN on parts": the descriptor of each part's best region, one after the other [Sicre et al. 2017].
+
+    Long: whiten it to a few hundred dimensions by PCA.
+    """
+    where = scores.argmax(2)
+    return x.gather(1, where[:, :, None].expand(-1, -1, x.shape[2])).flatten(1)
+
+
+def join(*codes: Float[Tensor, "n D"]) -> Float[Tensor, "n sum"]:
+    """Several codes of the same photographs as one: each of length 1 first, so that each has the same say."""
+    if len({len(code) for code in codes}) != 1:
+        raise ValueError(f"codes of {', '.join(str(len(code)) for code in codes)} photographs: join those of the same ones")
+    return normalize(torch.cat([normalize(code, dim=1) for code in codes], dim=1), dim=1)

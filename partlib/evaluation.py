@@ -1,14 +1,18 @@
-"""What a code is good for: nearest-neighbour and linear probes; and how far a clustering agrees with classes."""
+"""What a code is good for: nearest-neighbour and linear probes; how far a clustering agrees with classes, and parts with true parts."""
 
 import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 from sklearn.model_selection import GridSearchCV, StratifiedKFold
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_limits
+from torch import Tensor
+from torch.nn.functional import grid_sample, interpolate
 
-from ._checks import check_labels
+from ._checks import check_count, check_labels
 from .clustering import contingency
 from .retrieval import Index, unit
 
@@ -69,3 +73,50 @@ def agreement(clusters, labels) -> dict[str, float]:
         "ARI": 100 * float(adjusted_rand_score(labels, clusters)),
         "purity": 100 * float(table.max(1).sum() / table.sum()),
     }
+
+
+# Learnt parts against true ones. Whatever learnt them saw neither.
+
+
+def parts_at(maps: Float[Tensor, "n p h w"], keypoints: Float[np.ndarray, "n k 3"], sizes) -> tuple[Int[np.ndarray, "m"], Int[np.ndarray, "m"]]:
+    """At every visible keypoint, the learnt part that scores highest there, and the number of the keypoint.
+
+    Scores are interpolated between the centres of cells, as when a map is enlarged to its picture.
+
+    Args:
+        maps: scores of the parts. keypoints: x, y in pixels, and 1 where visible. sizes: (width, height) of each picture.
+    """
+    visible = torch.from_numpy(np.asarray(keypoints)[:, :, 2] > 0)
+    where = torch.from_numpy(np.asarray(keypoints)[:, :, :2]).float() / torch.as_tensor(np.asarray(sizes)).float()[:, None]
+    grid = (2 * where - 1)[:, :, None]
+    scores = grid_sample(maps, grid.to(maps), align_corners=False, padding_mode="border")[..., 0]
+    found, true = scores.argmax(1)[visible], torch.arange(visible.shape[1]).expand(visible.shape)[visible]
+    return found.cpu().numpy(), true.numpy()
+
+
+def part_overlap(maps: Float[Tensor, "n p h w"], masks: Bool[np.ndarray, "n k H W"]) -> Float[np.ndarray, "p k"]:
+    """Intersection over union, in percent, of each learnt part with each true one, over the pixels of all photographs.
+
+    A learnt part is the pixels where it scores highest of all. The best match of a true part is its column's maximum.
+    """
+    learnt = interpolate(maps, masks.shape[2:], mode="bilinear", align_corners=False).argmax(1).flatten()
+    inside = torch.stack([learnt == p for p in range(maps.shape[1])]).float()
+    true = torch.from_numpy(np.asarray(masks)).transpose(0, 1).flatten(1).float()
+    shared = inside @ true.T
+    return (100 * shared / (inside.sum(1)[:, None] + true.sum(1) - shared).clamp(min=1)).numpy()
+
+
+def ceiling(labels, k: int) -> Int[np.ndarray, "n"]:
+    """What a perfect learner of k parts could answer where there are more true ones: true parts merged, as evenly as can be.
+
+    `agreement(ceiling(labels, k), labels)` is the score to hold others against: of clusters that are unions of true parts, the
+    most even have the highest NMI. With k as many as there are true parts or more, it is the labels themselves.
+    """
+    labels = check_labels(labels, len(labels))
+    sizes = np.bincount(labels)
+    check_count(k, max(k, 1), "parts", "parts")
+    group, filled = np.zeros(len(sizes), dtype=int), np.zeros(k)
+    for label in (-sizes).argsort(kind="stable"):  # the largest first, each to the emptiest group
+        group[label] = filled.argmin()
+        filled[group[label]] += sizes[label]
+    return group[labels]

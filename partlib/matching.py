@@ -194,7 +194,7 @@ def frank_wolfe(x: Float[Tensor, "n r d"], filters: Float[Tensor, "p d"], presen
     return Matching(found, problem.filters_of(found), [*objective, problem.objective(found)], converged)
 
 
-def from_random(solver, x: Float[Tensor, "n r d"], parts: int, candidates=3, seed=0, mask=None, **options) -> Matching:
+def from_random(solver, x: Float[Tensor, "n r d"], parts: int, candidates=3, seed=0, worth=None, mask=None, **options) -> Matching:
     """A solver's matching from a random start: many candidates, the best distinct ones, and these once more.
 
     Each of `candidates` × `parts` filters starts as the mean of one random region of every photograph. Of what the solver
@@ -204,6 +204,7 @@ def from_random(solver, x: Float[Tensor, "n r d"], parts: int, candidates=3, see
     Args:
         solver: `soft_assign` or another of this module; `options` go to it.
         candidates: at most r / parts of them fit. mask: as in `assignment`.
+        worth: filters `(q, d)` → how good each is `(q,)`; their length by default, which is what J adds up.
     """
     n, r, d = x.shape
     _, mask = _checked(x.new_zeros(n, parts, r), 1.0, mask)
@@ -211,7 +212,8 @@ def from_random(solver, x: Float[Tensor, "n r d"], parts: int, candidates=3, see
     generator = torch.Generator().manual_seed(seed)
     drawn = torch.rand(n, r, generator=generator).masked_fill(~mask.cpu(), 2).argsort(1)[:, :count].to(x.device)
     found = solver(x, x.gather(1, drawn[:, :, None].expand(-1, -1, d)).mean(0), mask=mask, **options)
-    return solver(x, found.filters[distinct(found.filters, found.filters.norm(dim=1), parts)], mask=mask, **options)
+    good = found.filters.norm(dim=1) if worth is None else worth(found.filters)
+    return solver(x, found.filters[distinct(found.filters, good, parts)], mask=mask, **options)
 
 
 def distinct(filters: Float[Tensor, "q d"], worth: Float[Tensor, "q"], count: int, alike=0.5) -> Int[Tensor, "p"]:
@@ -248,7 +250,7 @@ def planted(n=60, r=40, d=32, parts=6, presence=1.0, strength=3.25, spread=0.2, 
 
 def recovered(weights: Float[Tensor, "n p r"], truth: Float[Tensor, "n q r"]) -> float:
     """The share of a planted matching that was found, parts paired one to one as suits best: 2 × common / (found + planted)."""
-    common = torch.einsum("npr,nqr->pq", weights, truth).cpu().numpy()
+    common = torch.einsum("npr,nqr->pq", weights, truth.to(weights)).cpu().numpy()
     return 2 * float(common[linear_sum_assignment(common, maximize=True)].sum()) / float(weights.sum() + truth.sum())
 
 

@@ -6,6 +6,7 @@ import seaborn as sns
 from matplotlib.patches import Rectangle
 
 from .cam import enlarge
+from .regions import to_pixels
 
 PALETTE = sns.color_palette("colorblind")  # told apart with every common kind of colour vision
 SIGNED = "PuOr_r"  # orange for, violet against; safe for colour-blind readers, and white is zero
@@ -70,6 +71,27 @@ def boxes(picture, rectangles, axis=None, titles=None):
         if titles is not None:
             axis.text(x0, y0, titles[i], fontsize=8, color="white", backgroundcolor=PALETTE[i % len(PALETTE)], va="top")
     return axis.figure
+
+
+def parts(learnt, regions, photos, count=6, size=1.1):
+    """The gallery of learnt parts, a row each: the regions that answer most strongly, of different photographs, cut out.
+
+    Args:
+        learnt: `mining.Parts`, as many as there shall be rows. regions: of `photos`, in the same order.
+        count: regions a row.
+    """
+    which, where, _ = learnt.members(regions, count)
+    figure, axes = plt.subplots(*which.shape, figsize=(which.shape[1] * size, len(which) * size), squeeze=False, layout="constrained")
+    for row, photographs_of, own in zip(axes, which, where):
+        for axis, i, r in zip(row, photographs_of, own):
+            picture = photos[int(i)]
+            x0, y0, x1, y1 = to_pixels(regions.boxes[r], regions.cells, picture.size).tolist()
+            axis.imshow(np.asarray(picture.crop((round(x0), round(y0), round(x1), round(y1))).resize((96, 96))))
+            axis.set(xticks=[], yticks=[])
+            axis.spines[:].set_visible(False)
+    for part, row in enumerate(axes):
+        row[0].set_ylabel(f"part {part}", fontsize=8)
+    return figure
 
 
 def signed_maps(pictures, maps, titles=None, limit=None, columns=4, size=2.2):

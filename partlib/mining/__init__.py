@@ -5,6 +5,12 @@ Every learner is `fit(regions, groups) -> Parts`, and every `Parts` scores any r
 
 from .assigned import AssignedParts, UnsupervisedParts, visual_groups
 from .clusters import ExemplarParts, KMeansParts
+from .joint import JointParts
 from .parts import NothingFound, Parts
+from .patches import PatchParts
+from .patterns import PatternParts
 
-__all__ = ["AssignedParts", "ExemplarParts", "KMeansParts", "NothingFound", "Parts", "UnsupervisedParts", "visual_groups"]
+__all__ = [
+    "AssignedParts", "ExemplarParts", "JointParts", "KMeansParts", "NothingFound", "Parts", "PatchParts", "PatternParts",
+    "UnsupervisedParts", "visual_groups",
+]  # fmt: skip

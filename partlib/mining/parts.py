@@ -14,6 +14,7 @@ from torch import Tensor
 
 from .. import regions as boxes_
 from .._checks import check_count
+from ..encoding import bag_of_parts, part_descriptors, spatial_bag
 from ..regions import Regions
 
 
@@ -31,6 +32,7 @@ class Parts:
     Args:
         filters: U. offsets: t.
         groups: for each part, the group of photographs it was learnt to tell from the rest; −1: none.
+        weights: V, of each group of photographs on each part, where they were learnt together.
         about: what made them: the learner, its settings, the photographs.
     """
 
@@ -38,6 +40,7 @@ class Parts:
     offsets: Float[Tensor, "p"]
     groups: Int[np.ndarray, "p"] = None
     about: dict = field(default_factory=dict)
+    weights: Float[Tensor, "c p"] | None = None
 
     def __post_init__(self):
         if self.groups is None:
@@ -48,7 +51,8 @@ class Parts:
 
     def __getitem__(self, index):
         index = [index] if np.ndim(index) == 0 and not isinstance(index, slice) else index
-        return Parts(self.filters[index], self.offsets[index], self.groups[index], self.about)
+        weights = None if self.weights is None else self.weights[:, index]
+        return Parts(self.filters[index], self.offsets[index], self.groups[index], self.about, weights)
 
     def __repr__(self):
         return f"Parts({len(self)} by {self.about.get('learner', 'hand')}, on {self.filters.shape[1]} channels)"
@@ -64,9 +68,18 @@ class Parts:
                 raise ValueError(f"these parts were learnt on {self.filters.shape[1]} channels, the regions have {x.shape[2]}: take the maps they were learnt on")
             yield torch.einsum("nrd,pd->npr", x, self.filters.to(x)) + self.offsets.to(x)[:, None]
 
-    def encode(self, regions: Regions, pooling) -> Float[Tensor, "n D"]:
-        """Codes of all photographs by an encoding of scores, as `encoding.bag_of_parts`, batch by batch."""
-        return torch.cat([pooling(scores) for scores in self.scores(regions)])
+    def encode(self, regions: Regions, how="max") -> Float[Tensor, "n D"]:
+        """Codes of all photographs, batch by batch.
+
+        Args:
+            how: "max", "mean" or "both", as in `encoding.bag_of_parts`; "spatial" or "descriptors" for `encoding.spatial_bag` and
+                `encoding.part_descriptors`.
+        """
+        if how == "descriptors":
+            return torch.cat([part_descriptors(x, next(self.scores(x))) for x in regions.batches()])
+        if how == "spatial":
+            return torch.cat([spatial_bag(scores, regions.boxes, regions.cells) for scores in self.scores(regions)])
+        return torch.cat([bag_of_parts(scores, how) for scores in self.scores(regions)])
 
     def maps(self, maps) -> Float[Tensor, "n p h w"]:
         """S of every single cell: where in the photograph each part is, more finely than its regions."""
@@ -110,6 +123,7 @@ class Parts:
         """Write them to a .safetensors file: arrays and a line of JSON, nothing that could run."""
         file = Path(file)
         tensors = {"filters": self.filters, "offsets": self.offsets, "groups": torch.from_numpy(np.asarray(self.groups))}
+        tensors |= {} if self.weights is None else {"weights": self.weights}
         part = file.with_name(file.name + ".part")
         try:
             save_file({name: value.contiguous().cpu() for name, value in tensors.items()}, part, {"parts": json.dumps(self.about)})
@@ -132,9 +146,10 @@ class Parts:
             with safe_open(file, "pt") as stored:
                 about = json.loads(stored.metadata()["parts"])
                 filters, offsets, groups = (stored.get_tensor(name) for name in ("filters", "offsets", "groups"))
+                weights = stored.get_tensor("weights") if "weights" in stored.keys() else None
         except (SafetensorError, KeyError, TypeError, json.JSONDecodeError):
             raise ValueError(f"{file} holds no parts, or is damaged: learn them again, or fetch the file again") from None
-        return cls(filters, offsets, groups.numpy(), about)
+        return cls(filters, offsets, groups.numpy(), about, weights)
 
 
 def made_by(learner, regions: Regions) -> dict:
