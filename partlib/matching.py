@@ -21,7 +21,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 from torch.nn.functional import normalize, softplus
 
-_SCALINGS = 10  # Sinkhorn's iterations inside a solver's step, which starts from the potentials of the step before
+_SCALINGS = 5  # Sinkhorn's iterations inside a solver's step, which starts from the potentials of the step before
 
 
 @dataclass(frozen=True)

@@ -169,13 +169,19 @@ def pool(maps: Float[Tensor, "n d h w"], boxes: Int[Tensor, "r 4"] | Int[Tensor,
 
 
 def _mean_pool(maps, boxes):
-    # The sum over a box is four look-ups in the table of sums over all boxes that start in the corner. In float64:
-    # differences of large sums would cost float32 its last digits.
-    sums = F.pad(maps.double().cumsum(2).cumsum(3), (1, 0, 1, 0))
-    x0, y0, x1, y1 = boxes.expand(len(maps), -1, -1).unbind(2)
-    at = lambda y, x: sums[torch.arange(len(maps), device=maps.device)[:, None], :, y, x]
-    total = at(y1, x1) - at(y0, x1) - at(y1, x0) + at(y0, x0)
-    return (total / ((x1 - x0) * (y1 - y0))[..., None]).to(maps.dtype)
+    if boxes.ndim == 2:
+        # A mean is a linear map: one row of weights a region, 1 / area on its cells. In float64, so that the last digit is right.
+        h, w = maps.shape[2:]
+        weights = torch.stack([_share_of_cells(box, h, w) for box in boxes.tolist()]).to(maps.device)
+        return (weights @ maps.flatten(2).transpose(1, 2).double()).to(maps.dtype)
+    return torch.cat([_mean_pool(one[None], own) for one, own in zip(maps, boxes)])
+
+
+def _share_of_cells(box, h, w):
+    x0, y0, x1, y1 = box
+    inside = torch.zeros(h, w, dtype=torch.float64)
+    inside[y0:y1, x0:x1] = 1 / ((x1 - x0) * (y1 - y0))
+    return inside.flatten()
 
 
 def _side_by_side(maps, boxes):

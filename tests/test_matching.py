@@ -17,6 +17,15 @@ from partlib.matching import assignment, distinct, frank_wolfe, from_random, gra
 SOLVERS = [hungarian, soft_assign, gradient_soft_assign, frank_wolfe]
 
 
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    """Tensors here are small: two threads would mostly wait for each other, and on a busy machine for minutes."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 def random_scores(n=4, p=3, r=7, scale=1.0, seed=0):
     return torch.from_numpy(scale * np.random.default_rng(seed).normal(size=(n, p, r)))
 
