@@ -10,7 +10,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_limits
 from torch import Tensor
-from torch.nn.functional import grid_sample, interpolate
+from torch.nn.functional import grid_sample, interpolate, one_hot
 
 from ._checks import check_count, check_labels
 from .clustering import contingency
@@ -99,11 +99,13 @@ def part_overlap(maps: Float[Tensor, "n p h w"], masks: Bool[np.ndarray, "n k H 
 
     A learnt part is the pixels where it scores highest of all. The best match of a true part is its column's maximum.
     """
-    learnt = interpolate(maps, masks.shape[2:], mode="bilinear", align_corners=False).argmax(1).flatten()
-    inside = torch.stack([learnt == p for p in range(maps.shape[1])]).float()
-    true = torch.from_numpy(np.asarray(masks)).transpose(0, 1).flatten(1).float()
-    shared = inside @ true.T
-    return (100 * shared / (inside.sum(1)[:, None] + true.sum(1) - shared).clamp(min=1)).numpy()
+    masks = torch.from_numpy(np.asarray(masks))
+    shared, learnt, true = torch.zeros(maps.shape[1], masks.shape[1]), torch.zeros(maps.shape[1]), torch.zeros(masks.shape[1])
+    for scores, mask in zip(maps, masks):  # one photograph at a time: scores of every pixel are many numbers
+        where = interpolate(scores[None], mask.shape[1:], mode="bilinear", align_corners=False)[0].argmax(0).flatten().cpu()
+        inside, mask = one_hot(where, maps.shape[1]).float(), mask.flatten(1).float()
+        shared, learnt, true = shared + (mask @ inside).T, learnt + inside.sum(0), true + mask.sum(1)
+    return (100 * shared / (learnt[:, None] + true - shared).clamp(min=1)).numpy()
 
 
 def ceiling(labels, k: int) -> Int[np.ndarray, "n"]:

@@ -13,7 +13,6 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ._checks import check_count, check_maps
-from .features import Maps
 
 
 def grid(h: int, w: int) -> Int[Tensor, "r 4"]:
@@ -240,13 +239,13 @@ class Regions:
     photographs fits into memory. A region without any activation keeps the descriptor zero.
 
     Args:
-        maps: `Maps`, or a tensor of maps `(n, d, h, w)`.
+        maps: `features.Maps`, or a tensor of maps `(n, d, h, w)`.
         boxes: `(r, 4)`; by default all windows of 1, 2 and 3 cells a side.
         how: as in `pool`.
     """
 
-    def __init__(self, maps: Maps | Float[Tensor, "n d h w"], boxes: Int[Tensor, "r 4"] | None = None, how="mean"):
-        self.maps, self.how = maps if isinstance(maps, Maps) else check_maps(maps), how
+    def __init__(self, maps, boxes: Int[Tensor, "r 4"] | None = None, how="mean"):
+        self.maps, self.how = maps if hasattr(maps, "batches") else check_maps(maps), how
         if len(maps) == 0:
             raise ValueError("regions of no photographs at all: is the selection empty?")
         self.cells = tuple(maps.shape[2:])
@@ -267,7 +266,7 @@ class Regions:
 
     def batches(self, size=64):
         """Descriptors in order, `(up to size, r, d)` at a time."""
-        for maps in self.maps.batches(size) if isinstance(self.maps, Maps) else self.maps.split(size):
+        for maps in self.maps.batches(size) if hasattr(self.maps, "batches") else self.maps.split(size):
             yield F.normalize(pool(maps, self.boxes, self.how), dim=2)
 
     def tensor(self) -> Float[Tensor, "n r d"]:

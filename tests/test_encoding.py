@@ -228,3 +228,85 @@ def test_codes_stay_on_the_device_of_their_maps(pooling):
     code = pooling(maps.cuda())
     assert code.is_cuda
     np.testing.assert_allclose(code.cpu(), pooling(maps), atol=1e-5)
+
+
+# ---- codes of parts ----
+
+
+def some_scores(n, p, r, seed=0):
+    return torch.from_numpy(np.random.default_rng(seed).normal(size=(n, p, r))).float()
+
+
+def bags_by_loops(scores, how, regions):
+    """A code a photograph, of these regions alone."""
+    reduce = {"max": max, "mean": lambda values: sum(values) / len(values)}
+    codes = []
+    for photograph in scores.double().tolist():
+        bag = {name: [f([part[r] for r in regions]) if regions else 0.0 for part in photograph] for name, f in reduce.items()}
+        codes.append(unit(bag["max"]) + unit(bag["mean"]) if how == "both" else bag[how])
+    return codes
+
+
+parts_and_regions = dict(n=st.integers(1, 4), p=st.integers(1, 4), r=st.integers(1, 7), seed=st.integers(0, 9999))
+hows = pytest.mark.parametrize("how", ["max", "mean", "both"])
+
+
+@hows
+@given(**parts_and_regions)
+@settings(max_examples=25)
+def test_a_bag_of_parts_is_a_number_a_part(how, n, p, r, seed):
+    scores = some_scores(n, p, r, seed)
+    found = encoding.bag_of_parts(scores, how)
+    assert found.shape == (n, 2 * p if how == "both" else p)
+    np.testing.assert_allclose(found, bags_by_loops(scores, how, range(r)), atol=1e-5)
+
+
+@hows
+@given(h=st.integers(1, 6), w=st.integers(1, 6), **parts_and_regions)
+@settings(max_examples=40)
+def test_a_spatial_bag_is_of_the_whole_and_of_four_quarters(how, h, w, n, p, r, seed):
+    scores, draw = some_scores(n, p, r, seed), np.random.default_rng(seed)
+    x, y = (np.sort([draw.choice(side + 1, 2, replace=False) for _ in range(r)], axis=1) for side in (w, h))
+    boxes = np.stack([x[:, 0], y[:, 0], x[:, 1], y[:, 1]], axis=1)
+    quarters = {(below, right): [] for below in (False, True) for right in (False, True)}
+    for i, (x0, y0, x1, y1) in enumerate(boxes.tolist()):
+        quarters[(y0 + y1) / 2 >= h / 2, (x0 + x1) / 2 >= w / 2].append(i)
+    blocks = [[unit(code) for code in bags_by_loops(scores, how, own)] for own in (list(range(r)), *quarters.values())]
+    expected = [sum(codes, []) for codes in zip(*blocks)]
+    found = encoding.spatial_bag(scores, torch.from_numpy(boxes), (h, w), how)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_a_spatial_bag_by_hand():
+    # Three by two cells; the middle column is on the border and belongs to the right. No region is in the lower left.
+    boxes = [[0, 0, 1, 1], [1, 0, 2, 1], [2, 1, 3, 2], [0, 0, 3, 2]]
+    scores = torch.tensor([[[3.0, -4, 2, 1], [4, 3, 0, 1]]])
+    expected = [[0.6, 0.8, 0.6, 0.8, -0.8, 0.6, 0, 0, 2 / math.sqrt(5), 1 / math.sqrt(5)]]  # whole: 3, 4; lower right: 2, 1
+    np.testing.assert_allclose(encoding.spatial_bag(scores, boxes, (2, 3)), expected, rtol=1e-6)
+
+
+@given(d=st.integers(1, 4), **parts_and_regions)
+@settings(max_examples=30)
+def test_part_descriptors_are_those_of_the_best_regions(d, n, p, r, seed):
+    scores, x = some_scores(n, p, r, seed), some_scores(n, r, d, seed + 1)
+    expected = []
+    for photograph, descriptors in zip(scores.tolist(), x.tolist()):
+        expected.append(sum((descriptors[max(range(r), key=part.__getitem__)] for part in photograph), []))
+    found = encoding.part_descriptors(x, scores)
+    assert found.shape == (n, p * d)
+    np.testing.assert_array_equal(found.numpy(), np.array(expected, dtype=np.float32))
+
+
+@given(n=st.integers(1, 4), dims=st.lists(st.integers(1, 4), min_size=1, max_size=3), seed=st.integers(0, 9999))
+@settings(max_examples=30)
+def test_joined_codes_have_the_same_say(n, dims, seed):
+    codes = [some_scores(1, n, d, seed + i)[0] * 10.0**i for i, d in enumerate(dims)]
+    expected = [unit(sum((unit(code[i]) for code in (c.double().tolist() for c in codes)), [])) for i in range(n)]
+    np.testing.assert_allclose(encoding.join(*codes), expected, atol=1e-5)
+
+
+def test_what_cannot_be_pooled_or_joined():
+    with pytest.raises(ValueError, match="how='sum': a bag of parts is pooled by 'max', 'mean' or 'both'"):
+        encoding.bag_of_parts(some_scores(1, 2, 3), "sum")
+    with pytest.raises(ValueError, match="codes of 3, 2 photographs: join those of the same ones"):
+        encoding.join(torch.ones(3, 4), torch.ones(2, 4))

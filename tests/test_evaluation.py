@@ -1,8 +1,10 @@
 """Probes and agreement of clusterings, against loops and the definitions."""
 
 import math
+import os
 import warnings
-from itertools import combinations
+from itertools import combinations, product
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,7 +14,7 @@ from hypothesis import strategies as st
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedKFold
 
-from partlib.evaluation import agreement, knn_accuracy, linear_probe
+from partlib.evaluation import agreement, ceiling, knn_accuracy, linear_probe, part_overlap, parts_at
 
 
 def some_codes(n, d, seed=0):
@@ -225,3 +227,150 @@ def test_numbers_of_clusters_and_order_mean_nothing(pairs, seed):
     clusters, labels = map(np.array, zip(*pairs))
     order = draw.permutation(len(pairs))
     assert agreement(draw.permutation(7)[clusters][order], draw.permutation(7)[labels][order]) == pytest.approx(agreement(clusters, labels), abs=1e-6)
+
+
+# ---- parts against true parts ----
+
+
+def enlarged(values, x, y):
+    """A map `(h, w)` between the centres of its cells, at x, y in [0, 1]; beyond the outer centres it goes on as it is there."""
+    (h, w), corners = values.shape, 0.0
+    x, y = min(max(x * w - 0.5, 0), w - 1), min(max(y * h - 0.5, 0), h - 1)
+    for i, j in product((math.floor(y), math.floor(y) + 1), (math.floor(x), math.floor(x) + 1)):
+        share = (1 - abs(y - i)) * (1 - abs(x - j))
+        if share > 0:
+            corners += share * values[i, j]
+    return corners
+
+
+@given(n=st.integers(1, 3), p=st.integers(2, 5), k=st.integers(1, 5), h=st.integers(1, 5), w=st.integers(1, 5), seed=st.integers(0, 9999))
+@settings(max_examples=60)
+def test_the_part_at_a_keypoint_is_the_highest_there(n, p, k, h, w, seed):
+    draw = np.random.default_rng(seed)
+    maps, sizes = draw.normal(size=(n, p, h, w)).astype(np.float32), draw.integers(20, 400, (n, 2))
+    keypoints = np.concatenate([draw.random((n, k, 2)) * sizes[:, None], draw.integers(0, 2, (n, k, 1))], axis=2)
+    found, true = parts_at(torch.from_numpy(maps), keypoints, sizes)
+    visible = [(i, j) for i in range(n) for j in range(k) if keypoints[i, j, 2]]
+    assert true.tolist() == [j for _, j in visible] and len(found) == len(true)
+    for part, (i, j) in zip(found, visible):
+        there = [enlarged(values, *(keypoints[i, j, :2] / sizes[i])) for values in maps[i]]
+        assert there[part] == pytest.approx(max(there), abs=1e-4)
+
+
+def test_keypoints_by_hand():
+    maps = torch.zeros(2, 3, 2, 4)
+    maps[:, 0, 0, :2], maps[:, 1, 0, 2:], maps[:, 2, 1] = 1.0, 1.0, 1.0  # upper left, upper right, lower half
+    keypoints = np.array([[[10, 10, 1], [90, 10, 1], [50, 45, 1]], [[10, 10, 1], [90, 10, 0], [130, 10, 1]]])
+    found, true = parts_at(maps, keypoints, [(100, 50), (200, 50)])
+    assert found.tolist() == [0, 1, 2, 0, 1] and true.tolist() == [0, 1, 2, 0, 2]
+    found, _ = parts_at(maps, keypoints, [(100, 50), (400, 50)])  # of a wider picture the last is still on the left
+    assert found.tolist() == [0, 1, 2, 0, 0]
+
+
+def test_keypoints_beyond_the_picture_count_at_its_edge_and_hidden_ones_not_at_all():
+    maps = torch.zeros(1, 2, 2, 2)
+    maps[0, 0, :, 0], maps[0, 1, :, 1] = 1.0, 1.0
+    found, true = parts_at(maps, [[[-5, 3, 1], [14, 3, 1], [0, 0, 0]]], [(10, 10)])
+    assert found.tolist() == [0, 1] and true.tolist() == [0, 1]
+    found, true = parts_at(maps, [[[5, 5, 0]]], [(10, 10)])
+    assert len(found) == len(true) == 0
+
+
+@given(n=st.integers(1, 3), p=st.integers(1, 4), k=st.integers(1, 3), h=st.integers(1, 4), w=st.integers(1, 4), seed=st.integers(0, 9999))
+@settings(max_examples=40)
+def test_overlap_is_counted_pixels(n, p, k, h, w, seed):
+    draw, (height, width) = np.random.default_rng(seed), (6, 7)
+    maps, masks = draw.normal(size=(n, p, h, w)).astype(np.float32), draw.random((n, k, height, width)) < 0.4
+    learnt = np.zeros((n, height, width), dtype=int)
+    for i, y, x in np.ndindex(n, height, width):
+        learnt[i, y, x] = np.argmax([enlarged(values, (x + 0.5) / width, (y + 0.5) / height) for values in maps[i]])
+    found = part_overlap(torch.from_numpy(maps), masks)
+    assert found.shape == (p, k)
+    for part, true in np.ndindex(p, k):
+        pixels = {at for at in np.ndindex(n, height, width) if learnt[at] == part}
+        mask = {(i, y, x) for i, y, x in np.ndindex(n, height, width) if masks[i, true, y, x]}
+        expected = 100 * len(pixels & mask) / len(pixels | mask) if pixels | mask else 0
+        assert found[part, true] == pytest.approx(expected, abs=100 * 1.01 / (n * 42))  # a pixel may lie between two parts
+
+
+def test_overlap_by_hand():
+    maps, masks = torch.zeros(2, 3, 2, 2), np.zeros((2, 3, 2, 2), dtype=bool)
+    maps[:, 0, :, 0], maps[:, 1, :, 1], maps[:, 2] = 1.0, 1.0, -1.0  # left, right, nowhere
+    masks[:, 0, :, 0], masks[0, 1, 0] = True, True  # the left half of both; the upper row of the first; nothing
+    np.testing.assert_allclose(part_overlap(maps, masks), [[100, 20, 0], [0, 20, 0], [0, 0, 0]], rtol=1e-6)
+
+
+# ---- the ceiling ----
+
+
+@given(labels=st.lists(st.integers(0, 5), min_size=1, max_size=30), more=st.integers(0, 4))
+def test_with_as_many_parts_as_labels_the_ceiling_is_the_labels(labels, more):
+    found = ceiling(labels, max(labels) + 1 + more)
+    assert agreement(found, labels) == pytest.approx({"NMI": 100, "ARI": 100, "purity": 100})
+
+
+def all_merges(labels, k):
+    for groups in product(range(k), repeat=max(labels) + 1):
+        yield [groups[label] for label in labels]
+
+
+@given(labels=st.lists(st.integers(0, 4), min_size=1, max_size=25), k=st.integers(1, 4))
+@settings(max_examples=60)
+def test_a_ceiling_is_a_union_of_labels_into_at_most_k(labels, k):
+    found = ceiling(labels, k)
+    assert len({(a, b) for a, b in zip(found, labels)}) == len(set(labels))  # no label is torn apart
+    assert set(found) <= set(range(k)) and len(set(found)) == min(k, len(set(labels)))
+
+
+@pytest.mark.parametrize(("count", "k"), [(4, 2), (5, 2), (5, 3), (6, 2), (6, 3), (6, 4)])
+def test_no_merge_of_equal_labels_has_a_higher_nmi(count, k):
+    labels = list(range(count)) * 3
+    best = max(agreement(merged, labels)["NMI"] for merged in all_merges(labels, k))
+    assert agreement(ceiling(labels, k), labels)["NMI"] == pytest.approx(best)
+
+
+@given(sizes=st.lists(st.integers(1, 9), min_size=3, max_size=5), k=st.integers(2, 3))
+@settings(max_examples=15)
+def test_hardly_any_merge_has_a_higher_nmi(sizes, k):
+    labels = [label for label, size in enumerate(sizes) for _ in range(size)]
+    best = max(agreement(merged, labels)["NMI"] for merged in all_merges(labels, k))
+    assert 0.97 * best <= agreement(ceiling(labels, k), labels)["NMI"] <= best + 1e-6
+
+
+def test_the_ceiling_of_4_parts_for_15_equal_keypoints():
+    labels = np.arange(150) % 15
+    found = ceiling(labels, 4)
+    assert sorted(np.bincount(found)) == [30, 40, 40, 40]  # 3, 4, 4 and 4 of them
+    shared = entropy([3, 4, 4, 4])  # a union tells nothing that the labels do not
+    assert agreement(found, labels)["NMI"] == pytest.approx(100 * 2 * shared / (shared + math.log(15)))
+
+
+def test_a_ceiling_of_no_parts():
+    with pytest.raises(ValueError, match="0 parts of"):
+        ceiling([0, 1, 2], 0)
+
+
+def test_true_keypoints_lie_in_the_parts_of_their_photographs(tmp_path):
+    """Photographs of many sizes: a part for each of 4 x 4 fields of a picture is found where the keypoint is, by its own size."""
+    from partlib import Backbone, extract
+    from partlib.data import cub200
+    from partlib.mining import KMeansParts
+    from partlib.regions import Regions
+
+    home = os.environ.get("PARTLIB_DATA")
+    if not home:
+        pytest.skip("PARTLIB_DATA is not set (the folder of CUB_200_2011)")
+    birds = cub200(Path(home) / "CUB_200_2011")
+    birds = birds[np.linspace(0, len(birds) - 1, 24).astype(int)]
+    sizes = np.array([picture.size for picture in birds])
+    assert len({tuple(size) for size in sizes}) > 5
+    fields = torch.eye(16).view(1, 16, 4, 4).expand(24, -1, -1, -1)
+    found, true = parts_at(fields, birds.keypoints, sizes)
+    i, j = np.nonzero(birds.keypoints[:, :, 2])
+    x, y = (np.minimum(birds.keypoints[i, j, :2] / sizes[i], 0.999) * 4).astype(int).T
+    np.testing.assert_array_equal(true, j)
+    assert np.mean(found == 4 * y + x) > 0.99  # a keypoint may lie on a border
+    regions = Regions(extract(Backbone(size=128), birds, tmp_path))
+    found, again = parts_at(KMeansParts(6).fit(regions).maps(regions.maps), birds.keypoints, sizes)
+    assert set(found) <= set(range(6)) and len(set(found)) > 1
+    np.testing.assert_array_equal(again, j)

@@ -13,6 +13,8 @@ from PIL import Image
 
 from partlib import plots, widgets
 from partlib.data import Photos
+from partlib.mining import Parts
+from partlib.regions import Regions, grid
 
 
 @pytest.fixture(autouse=True)
@@ -62,6 +64,35 @@ def test_boxes_lie_on_the_pixels_they_name():
     figure = plots.boxes(solid(0), [[0, 0, 40, 30], [5, 6, 9, 8]])
     corners = [(p.get_x(), p.get_y(), p.get_width(), p.get_height()) for p in figure.axes[0].patches]
     assert corners == [(-0.5, -0.5, 40, 30), (4.5, 5.5, 4, 2)]  # a pixel's area begins half a pixel before its middle
+
+
+def test_the_gallery_of_parts_cuts_out_their_best_regions():
+    """Two parts, three photographs of 2 x 2 cells, each cell of its own grey; members come strongest first."""
+    grey = lambda i, y, x: 10 + 60 * i + 20 * y + 10 * x
+    pictures = []
+    for i in range(3):
+        cells = np.array([[grey(i, y, x) for x in (0, 1)] for y in (0, 1)], dtype=np.uint8)
+        pictures.append(Image.fromarray(cells.repeat(20, 0).repeat(30, 1)).convert("RGB"))
+    maps = torch.zeros(3, 2, 2, 2)
+    at = {(0, 0): (1, 0), (0, 1): (0, 0), (0, 2): (1, 1), (1, 0): (0, 1), (1, 1): (1, 1), (1, 2): (0, 0)}
+    cosine = {(0, 0): 0.7, (0, 1): 0.9, (0, 2): 0.8, (1, 0): 0.9, (1, 1): 0.7, (1, 2): 0.8}
+    for (part, i), (y, x) in at.items():
+        maps[i, part, y, x], maps[i, 1 - part, y, x] = cosine[part, i], -((1 - cosine[part, i] ** 2) ** 0.5)
+    birds = Photos("cells", ["a", "b", "c"], lambda row: pictures[row], ["a", "b", "c"])
+    figure = plots.parts(Parts(torch.eye(2), torch.zeros(2)), Regions(maps, grid(2, 2)), birds, count=2)
+    assert len(figure.axes) == 4
+    drawn = [axis.images[0].get_array() for axis in figure.axes]
+    expected = [grey(i, *at[part, i]) for part, i in ((0, 1), (0, 2), (1, 0), (1, 2))]
+    assert [picture.shape for picture in drawn] == [(96, 96, 3)] * 4
+    assert [(picture.min(), picture.max()) for picture in drawn] == [(value, value) for value in expected]
+    assert [axis.get_ylabel() for axis in figure.axes] == ["part 0", "", "part 1", ""]
+
+
+def test_the_gallery_has_no_more_columns_than_photographs():
+    maps = torch.rand(3, 4, 2, 2, generator=torch.Generator().manual_seed(0))
+    parts = Parts(torch.rand(5, 4), torch.zeros(5))
+    assert len(plots.parts(parts, Regions(maps), photos([0, 0, 1]), count=9).axes) == 5 * 3
+    assert len(plots.parts(parts[0], Regions(maps), photos([0, 0, 1]), count=1).axes) == 1
 
 
 def test_signed_maps_share_one_scale_with_zero_in_the_middle():

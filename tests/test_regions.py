@@ -12,6 +12,7 @@ from PIL import Image, ImageDraw
 from scipy.stats import chi2
 
 from partlib import regions
+from partlib.features import Maps
 
 sides = st.integers(1, 9)
 
@@ -376,3 +377,154 @@ def test_iou_by_hand():
     found = regions.iou([[0, 0, 2, 2]], [[0, 0, 2, 2], [1, 1, 3, 3], [2, 0, 4, 2], [0, 0, 1, 2]])
     np.testing.assert_allclose(found, [[1, 1 / 7, 0, 1 / 2]], atol=1e-7)
     assert found.dtype == torch.float32
+
+
+# ---- the regions of a set ----
+
+
+def unit(x):
+    length = np.sqrt((x**2).sum(-1, keepdims=True))
+    return x / np.where(length > 0, length, 1)
+
+
+@given(n=st.integers(1, 4), d=st.sampled_from([1, 2, 5]), h=sides, w=sides, r=st.integers(1, 6), seed=st.integers(0, 10**6))
+@settings(max_examples=40)
+def test_regions_are_described_by_slices_of_length_1(n, d, h, w, r, seed):
+    maps, boxes = some_maps(n, d, h, w, seed), some_boxes(np.random.default_rng(seed), r, h, w)
+    for how, reduce in (("max", np.max), ("mean", np.mean)):
+        found = regions.Regions(maps, torch.from_numpy(boxes), how)
+        assert len(found) == n and found.cells == (h, w) and found.boxes.tolist() == boxes.tolist()
+        np.testing.assert_allclose(found.tensor(), unit(slices(maps, boxes, reduce)), atol=1e-5)
+    np.testing.assert_allclose(regions.Regions(maps).tensor(), unit(slices(maps, regions.windows(h, w), np.mean)), atol=1e-5)
+
+
+def test_a_region_without_activation_keeps_the_descriptor_zero():
+    maps = torch.zeros(2, 4, 2, 2)
+    maps[1, 2, 0, 0] = 7
+    found = regions.Regions(maps, regions.grid(2, 2)).tensor()
+    assert found[1, 0].tolist() == [0, 0, 1, 0] and found.count_nonzero() == 1
+
+
+@pytest.mark.parametrize("size", [1, 7, 64, 200])
+def test_batches_are_the_whole_in_order(size):
+    maps = some_maps(70, 4, 3, 4)
+    found = regions.Regions(maps)
+    batches = list(found.batches(size))
+    assert [len(batch) for batch in batches] == [min(size, 70 - start) for start in range(0, 70, size)]
+    np.testing.assert_allclose(torch.cat(batches), unit(slices(maps, found.boxes, np.mean)), atol=1e-5)
+
+
+def test_regions_of_maps_on_disk_are_those_of_their_tensor():
+    values, rows = some_maps(70, 4, 3, 4).half(), np.random.default_rng(0).permutation(70)[:66]
+    on_disk, whole = regions.Regions(Maps(values.numpy(), rows)), regions.Regions(values.float()[rows])
+    assert len(on_disk) == 66 and on_disk.cells == whole.cells
+    assert torch.equal(on_disk.tensor(), whole.tensor()) and torch.equal(on_disk.sample(50, 3), whole.sample(50, 3))
+    assert torch.equal(on_disk[5:9].tensor(), whole.tensor()[5:9])
+
+
+def test_regions_of_some_photographs():
+    whole = regions.Regions(some_maps(6, 4, 3, 4), regions.grid(3, 4), "max")
+    mask = np.array([True, False, True, False, False, True])
+    for index, rows in (([4, 1], [4, 1]), (slice(2, 5), [2, 3, 4]), (mask, [0, 2, 5]), (np.array([3]), [3])):
+        some = whole[index]
+        assert len(some) == len(rows) and some.how == "max" and torch.equal(some.boxes, whole.boxes)
+        assert torch.equal(some.tensor(), whole.tensor()[rows])
+    for one in (2, np.int64(2)):
+        with pytest.raises(IndexError, match=r"regions\[2\] is one photograph's: write regions\[\[2\]\]"):
+            whole[one]
+    assert repr(whole) == "Regions(6 photographs, 12 regions each)"
+
+
+def numbered(n, h, w):
+    """Maps in which a cell's descriptor tells its number: an angle that grows from cell to cell, photograph by photograph."""
+    angle = (torch.arange(n * h * w, dtype=torch.float64) / (n * h * w)).view(n, h, w)
+    return torch.stack([angle.cos(), angle.sin()], dim=1).float()
+
+
+def numbers(sample, total):
+    return torch.atan2(sample[:, 1].double(), sample[:, 0].double()).mul(total).round().long().tolist()
+
+
+@given(n=st.integers(1, 140), count=st.integers(1, 40), seed=st.integers(0, 999))
+@settings(max_examples=40)
+def test_a_sample_is_of_different_regions_in_order(n, count, seed):
+    cells = regions.Regions(numbered(n, 2, 3), regions.grid(2, 3))
+    found = numbers(cells.sample(count, seed), 6 * n)
+    assert len(found) == min(count, 6 * n) and found == sorted(set(found)) and 0 <= found[0] and found[-1] < 6 * n
+    assert found == numbers(cells.sample(count, seed), 6 * n)
+
+
+def test_every_region_is_sampled_as_often():
+    cells = regions.Regions(numbered(3, 2, 2), regions.grid(2, 2))
+    drawn = [numbers(cells.sample(4, seed), 12) for seed in range(600)]
+    counts = np.bincount(np.concatenate(drawn), minlength=12)
+    assert ((counts - 200) ** 2 / 200).sum() < chi2.ppf(0.999, 11) and len(set(map(tuple, drawn))) > 200
+
+
+def test_all_regions_are_sampled_if_there_are_no_more():
+    cells = regions.Regions(numbered(3, 2, 2), regions.grid(2, 2))
+    assert torch.equal(cells.sample(12), cells.tensor().flatten(0, 1)) and torch.equal(cells.sample(999), cells.sample(12))
+
+
+def test_what_regions_cannot_be_made_of():
+    maps = some_maps(2, 4, 3, 5)
+    for wrong, said in (
+        (lambda: regions.Regions(maps[:0]), "no photographs at all"),
+        (lambda: regions.Regions(Maps(maps.numpy(), np.arange(0))), "no photographs at all"),
+        (lambda: regions.Regions(maps, regions.grid(3, 5).expand(2, -1, -1)), r"give them as \(r, 4\)"),
+        (lambda: regions.Regions(maps, torch.tensor([[0, 0, 6, 1]])), "leaves a map of 3 x 5 cells"),
+        (lambda: regions.Regions(maps).sample(0), "0 sampled regions of"),
+        (lambda: next(regions.Regions(maps, how="sum").batches()), "how='sum'"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            wrong()
+    with pytest.raises(TypeError, match="not ndarray"):
+        regions.Regions(maps.numpy())
+
+
+# ---- templates ----
+
+
+@given(n=st.integers(1, 3), d=st.sampled_from([1, 2, 4]), width=st.integers(1, 3), height=st.integers(1, 3), seed=st.integers(0, 999))
+@settings(max_examples=30)
+def test_cells_of_a_template_lie_one_after_the_other(n, d, width, height, seed):
+    maps, draw = some_maps(n, d, 4, 5, seed), np.random.default_rng(seed)
+    corners = [(int(draw.integers(0, 6 - width)), int(draw.integers(0, 5 - height))) for _ in range(3)]
+    found = regions.pool(maps, torch.tensor([[x, y, x + width, y + height] for x, y in corners]), "concat")
+    expected = [
+        [[maps[i, c, y + j, x + k].item() for c in range(d) for j in range(height) for k in range(width)] for x, y in corners]
+        for i in range(n)
+    ]
+    np.testing.assert_array_equal(found.numpy(), np.array(expected, dtype=np.float32))
+
+
+def test_templates_are_of_one_size():
+    maps = some_maps(2, 4, 4, 5)
+    for boxes in (regions.windows(4, 5, (1, 2)), torch.tensor([[0, 0, 1, 2], [0, 0, 2, 1]]), regions.grid(4, 5).expand(2, -1, -1)):
+        with pytest.raises(ValueError, match="regions of one size, the same boxes for all maps"):
+            regions.pool(maps, boxes, "concat")
+
+
+# ---- histograms of oriented gradients ----
+
+
+def stripes(across, size=64, period=16):
+    wave = np.uint8(127.5 + 120 * np.sin(2 * np.pi * np.arange(size) / period))
+    values = np.tile(wave, (size, 1))
+    return Image.fromarray(values if across else values.T).convert("RGB")
+
+
+def test_hog_tells_directions_apart_and_a_flat_picture_has_none():
+    maps = regions.hog([stripes(True), stripes(False), Image.new("RGB", (50, 70), (9, 99, 199))], size=64, cell=8, orientations=8)
+    assert maps.shape == (3, 8, 8, 8) and maps.dtype == torch.float32
+    strongest = maps.mean((2, 3)).argmax(1)
+    assert (strongest[0] - strongest[1]) % 8 == 4  # a quarter turn is half of the bins
+    assert (maps.mean((2, 3)).amax(1)[:2] > 0.8).all() and maps[2].abs().max() == 0
+
+
+def test_each_cell_of_hog_is_normalised_by_itself():
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8))
+    maps = regions.hog([noise, noise.point(lambda v: v // 4)], size=64)
+    np.testing.assert_allclose(maps.norm(dim=1), 1, atol=1e-2)
+    assert maps.shape == (2, 9, 8, 8) and (maps[0] - maps[1]).abs().max() < 0.1  # contrast does not matter
+    assert regions.Regions(maps, regions.windows(8, 8, (4,), 2), "concat").tensor().shape == (2, 9, 9 * 16)

@@ -216,6 +216,18 @@ def test_regions_are_whitened_like_vectors_and_arrays_like_tensors():
     np.testing.assert_allclose(PCAWhitening(3).fit(x.numpy()).transform(x), fitted.transform(x), atol=1e-6)
 
 
+@given(p=st.integers(1, 4), d=st.integers(2, 6), dims=st.integers(1, 6), power=st.sampled_from([0.0, 0.25, 0.5]), seed=st.integers(0, 999))
+@settings(max_examples=40)
+def test_folded_filters_score_vectors_as_the_filters_score_whitened_ones(p, d, dims, power, seed):
+    x = torch.from_numpy(correlated(40, d, seed)).float()
+    fitted = PCAWhitening(min(d, dims), shrinkage=0.1, power=power).fit(x)
+    filters = torch.from_numpy(np.random.default_rng(seed).normal(size=(p, min(d, dims)))).float()
+    folded, offsets = fitted.fold(filters)
+    assert folded.shape == (p, d) and offsets.shape == (p,) and folded.dtype == offsets.dtype == torch.float32
+    expected = fitted.transform(x).double() @ filters.double().T
+    np.testing.assert_allclose(x.double() @ folded.double().T + offsets.double(), expected, atol=1e-4 * expected.abs().max() + 1e-4)
+
+
 # ---- LDA filters ----
 
 

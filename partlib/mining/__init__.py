@@ -9,8 +9,9 @@ from .joint import JointParts
 from .parts import NothingFound, Parts
 from .patches import PatchParts
 from .patterns import PatternParts
+from .stability import stability
 
 __all__ = [
     "AssignedParts", "ExemplarParts", "JointParts", "KMeansParts", "NothingFound", "Parts", "PatchParts", "PatternParts",
-    "UnsupervisedParts", "visual_groups",
+    "UnsupervisedParts", "stability", "visual_groups",
 ]  # fmt: skip

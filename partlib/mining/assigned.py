@@ -28,7 +28,8 @@ class AssignedParts:
     Args:
         parts: for each group.
         solver: one of `matching`. presence: π, how often a part is expected in a photograph of its group.
-        dims: directions in which the world is described.
+        dims: directions in which the world is described. Few: a mean of n regions picked among many fits their noise in each
+            further one, and two halves of the photographs agree less (`stability`).
         photographs: at most so many of a group, and of the rest, are looked at: time and memory do not grow with the others.
         seed: of whatever is drawn.
     """
@@ -36,8 +37,8 @@ class AssignedParts:
     parts: int = 10
     solver: Callable = matching.soft_assign
     presence: float = 1.0
-    dims: int = 128
-    photographs: int = 64
+    dims: int = 32
+    photographs: int = 128
     seed: int = 0
 
     def fit(self, regions: Regions, groups=None) -> Parts:
@@ -85,8 +86,8 @@ class UnsupervisedParts:
     parts: int = 10
     solver: Callable = matching.soft_assign
     presence: float = 1.0
-    dims: int = 128
-    photographs: int = 64
+    dims: int = 32
+    photographs: int = 128
     seed: int = 0
 
     def fit(self, regions: Regions, groups=None) -> Parts:
@@ -103,6 +104,8 @@ def visual_groups(regions: Regions, count: int, seed=0) -> Int[np.ndarray, "n"]:
 
     A code is the mean of the photograph's regions, PCA-whitened to 64 directions by half, of length 1.
     """
+    if len(regions) < 4:
+        raise NothingFound(f"{len(regions)} photographs do not make two groups in which parts recur: give four or more")
     if not 2 <= count <= len(regions) // 2:
         raise NothingFound(f"{count} groups of {len(regions)} photographs: a part must recur inside a group and be rare outside, so take from 2 to {len(regions) // 2}")
     codes = torch.cat([x.mean(1) for x in regions.batches()])

@@ -1,10 +1,12 @@
 """Jointly learned parts: part filters and the weights of groups on them, trained together, weights of both signs."""
 
+import warnings
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.svm import LinearSVC
 from torch import Tensor
 from torch.nn.functional import normalize, one_hot
@@ -102,8 +104,12 @@ def svm(bags: Float[Tensor, "n p"], y: Int[Tensor, "n"]) -> Float[Tensor, "c p"]
     """V of least O for fixed filters: a multi-class SVM without bias, by liblinear."""
     # liblinear's loss is ½ ‖V‖² + C Σ_i hinge_i; ours is λ ‖V‖² + (1/n) Σ_i hinge_i.
     machine = LinearSVC(multi_class="crammer_singer", fit_intercept=False, C=1 / (2 * DECAY * len(bags)), max_iter=2000, random_state=0)
-    weights = torch.from_numpy(machine.fit(bags.numpy(), y.numpy()).coef_).float()
-    return torch.cat([weights, -weights]) / 2 if len(weights) == 1 else weights
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # near enough: the alternation keeps V only where O is lower
+        machine.fit(bags.numpy(), y.numpy())
+    weights = torch.from_numpy(machine.coef_).float()
+    # Of two groups scikit-learn keeps V_1 − V_0 alone; the shortest V of this difference is opposite halves.
+    return torch.cat([-weights, weights]) / 2 if len(weights) == 1 else weights
 
 
 def improve_filters(filters, weights, x, y):

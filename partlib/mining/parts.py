@@ -129,7 +129,8 @@ class Parts:
             save_file({name: value.contiguous().cpu() for name, value in tensors.items()}, part, {"parts": json.dumps(self.about)})
             os.replace(part, file)
         except (OSError, SafetensorError) as error:
-            part.unlink(missing_ok=True)
+            if part.exists():  # missing_ok would not do: the folder may be a file
+                part.unlink()
             raise OSError(f"the parts could not be written to {file} ({error}): is there such a folder, and room on the disk?") from None
 
     @classmethod

@@ -46,18 +46,18 @@ class PatchParts:
     seed: int = 0
 
     def fit(self, regions: Regions, groups) -> Parts:
-        """From groups `(n,)` of the photographs; a group needs 6 photographs, 3 for each half."""
+        """From groups `(n,)` of the photographs; a group needs 6 photographs, 3 for each half, and 2 others."""
         groups = check_groups(groups, regions, least=6)
         world = World.of(regions, self.dims, self.seed)
         detectors, owners = [], []
         for g in progress(np.unique(groups), desc="patches of groups", unit="group", leave=False):
             inside, outside = (some_of(np.flatnonzero(rows), self.photographs, self.seed) for rows in (groups == g, groups != g))
-            if len(inside) >= 6:
+            if len(inside) >= 6 and len(outside) >= 2:
                 found = self._of_group(world.describe(regions[inside]), world.describe(regions[outside]))
                 detectors += found
                 owners += [g] * len(found)
         if not detectors:
-            raise NothingFound("no cluster of regions kept firing on photographs it was not trained on: take fewer, larger groups or more clusters")
+            raise NothingFound("in no group of 6 photographs or more, with 2 or more outside, does a cluster of regions keep firing where it was not trained: take fewer, larger groups or more clusters")
         weights, biases = (torch.stack(values).float() for values in zip(*detectors))
         filters, offsets = world.whitening.fold(weights)
         return Parts(filters, offsets + biases, np.array(owners), made_by(self, regions))

@@ -56,13 +56,15 @@ class PatternParts:
             if len(patterns) == 0:
                 continue
             inside = objects(support_maps(baskets, patterns)).flatten(1)
+            if not inside.any():  # every cell holds as many of them
+                continue
             x = world.describe(cells[rows])[inside]
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", EmptyClusters)
                 means.append(KMeans(min(self.parts, len(x)), seed=self.seed).fit(x).centroids_)
             owners += [g] * len(means[-1])
         if not means:
-            raise NothingFound(f"no channels are active together in {self.support:.0%} of the cells of any group: lower support, or take more items")
+            raise NothingFound(f"no channels are active together in {self.support:.0%} of the cells of any group, and in some more than in others: lower support, or take more items")
         return world.parts(torch.cat(means), owners, self, regions)
 
 

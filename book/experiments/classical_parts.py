@@ -1,0 +1,114 @@
+"""All classical part learners on all sets, with seeds: `python book/experiments/classical_parts.py` (about an hour on two cores).
+
+Each run is a process of its own, so that its time and its peak memory are its own; what is done is written at once to
+book/results/classical_parts.json, and a run that was stopped goes on where it was. Learning sees the training photographs and
+no labels; what was learnt is measured on the test photographs. CUB is measured where $PARTLIB_DATA holds it.
+"""
+
+import argparse
+import json
+import os
+import resource
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+import partlib as pl
+from partlib import evaluation, mining, retrieval
+from partlib.regions import Regions, grid
+
+RECORD = Path(__file__).parents[1] / "results" / "classical_parts.json"
+CACHE = Path(__file__).parents[2] / "data" / "cache"
+# Photographs, the size they are seen in, and the parts to learn: groups of photographs, parts of each.
+SETS = {
+    "groceries": lambda: (pl.data.groceries(), 256, (10, 4)),
+    "toy birds": lambda: (pl.data.toy_birds(300, size=320), 320, (2, 4)),
+    "CUB, 20 kinds": lambda: (pl.data.cub200(), 320, (2, 4)),
+}
+
+
+def learners(groups, each, seed):
+    """Name → learner, and how many groups of similar photographs it is given, if any."""
+    total = groups * each
+    return {
+        "k-means": (mining.KMeansParts(total, seed=seed), None),
+        "exemplar LDA": (mining.ExemplarParts(total, seed=seed), None),
+        "patches": (mining.PatchParts(each, seed=seed), groups),
+        "assignment, one group": (mining.AssignedParts(total, seed=seed), None),
+        "assignment, by group": (mining.UnsupervisedParts(groups, each, seed=seed), None),
+        "patterns": (mining.PatternParts(total, seed=seed), None),
+        "joint, alternating": (mining.JointParts(total, seed=seed), 10),
+        "joint, gradient": (mining.JointParts(total, how="gradient", seed=seed), 10),
+    }
+
+
+def run(name, which, seed):
+    """One learner on one set: a row of the record."""
+    photos, size, (groups, each) = SETS[which]()
+    maps = pl.extract(pl.Backbone(size=size), photos, cache=CACHE)
+    regions = Regions(maps, grid(*maps.shape[2:]))  # single cells: where true parts are small, windows blur them
+    learner, grouped = learners(groups, each, seed)[name]
+    start = time.perf_counter()
+    train = regions[photos.train]
+    learnt = learner.fit(train, mining.visual_groups(train, grouped, seed)) if grouped else learner.fit(train)
+    row = {"learner": name, "set": which, "parts": groups * each, "seed": seed, "learnt": len(learnt), "seconds": time.perf_counter() - start}
+    row["peak_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    scores = torch.from_numpy(learnt.best(regions)[0])
+    codes = scores - scores[photos.train].mean(0)
+    test = photos.test
+    answers = retrieval.evaluate(codes[test], photos.labels[test])
+    row |= {"mAP": answers["mAP"], "R@1": answers["R@1"]}
+    row["5-NN"] = evaluation.knn_accuracy(codes[photos.train], photos.labels[photos.train], codes[test], photos.labels[test])
+    present = scores[test] > 0
+    row |= {"presence": 100 * float(present.float().mean()), "dead": int((present.sum(0) < 2).sum()), "duplicates": learnt.duplicates(regions[test])}
+    some = photos[test]
+    if some.keypoints is not None:
+        row |= against_truth(learnt.maps(maps[test]), some, groups * each)
+    return row
+
+
+def against_truth(scores, photos, total):
+    """NMI and ARI at the keypoints, their ceilings, and the best-match IoU where there are masks of parts."""
+    masked = hasattr(photos, "part_masks")
+    sizes = [photos[i].size for i in range(len(photos))] if not masked else [(photos.flock.size,) * 2] * len(photos)
+    found, true = evaluation.parts_at(scores, photos.keypoints, sizes)
+    agreement, best = evaluation.agreement(found, true), evaluation.agreement(evaluation.ceiling(true, total), true)
+    row = {"NMI": agreement["NMI"], "ARI": agreement["ARI"], "NMI_ceiling": best["NMI"], "ARI_ceiling": best["ARI"]}
+    if masked:
+        chosen = range(0, len(photos), 3)
+        masks = np.stack([photos.part_masks(i) for i in chosen])
+        row["IoU"] = float(evaluation.part_overlap(scores[::3], masks).max(0).mean())
+    return row
+
+
+def main():
+    """Run what is missing from the record."""
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("--seeds", type=int, default=3, help="seeds of each run (default 3)")
+    parser.add_argument("--one", nargs=3, metavar=("LEARNER", "SET", "SEED"), help="a single run, printed as a line of JSON")
+    options = parser.parse_args()
+    if options.one:
+        name, which, seed = options.one
+        print(json.dumps(run(name, which, int(seed))))
+        return
+    rows = json.loads(RECORD.read_text(encoding="utf-8")) if RECORD.exists() else []
+    done = {(row["learner"], row["set"], row["seed"]) for row in rows}
+    known = [which for which in SETS if which != "CUB, 20 kinds" or "PARTLIB_DATA" in os.environ]
+    wanted = [(name, which, seed) for seed in range(options.seeds) for which in known for name in learners(1, 1, 0)]
+    for one in tqdm([one for one in wanted if one not in done], desc="learners", unit="run"):
+        command = [sys.executable, __file__, "--one", *map(str, one)]
+        made = subprocess.run(command, stdout=subprocess.PIPE, env=os.environ | {"TQDM_DISABLE": "1"}, check=True, text=True)
+        rows.append({key: round(value, 3) if isinstance(value, float) else value for key, value in json.loads(made.stdout).items()})
+        part = RECORD.with_suffix(".part")
+        part.write_text(json.dumps(rows, indent=0, ensure_ascii=False) + "\n", encoding="utf-8")
+        os.replace(part, RECORD)
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", 2)))
+    main()
