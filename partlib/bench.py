@@ -1,13 +1,14 @@
 """How fast this library is here, beside what one would write first: `python -m partlib.bench` (about a minute).
 
 Of extraction, the plain loop: Pillow, torch's default memory layout, float32, batches of 16 decoded one after the other. Of
-matching (`python -m partlib.bench matching`), loops over single photographs, with POT's Sinkhorn and with the library's own.
-All run in this process, on the same data, by turns; the best of the rounds counts, so that other work on the machine
-weighs least.
+matching (`python -m partlib.bench matching`), loops over single photographs, with POT's Sinkhorn and with the library's own. Of
+parts (`python -m partlib.bench parts`), how time and memory grow with the photographs. Everything runs in this process; where
+two are compared it is by turns, and the best of the rounds counts, so that other work on the machine weighs least.
 """
 
 import argparse
 import os
+import resource
 import tempfile
 import time
 
@@ -20,6 +21,8 @@ from .data import groceries
 from .encoding import gap
 from .features import extract, fast_precision
 from .matching import sinkhorn
+from .mining import UnsupervisedParts
+from .regions import Regions
 
 
 def plain_loop(network, backbone, photos):
@@ -34,14 +37,16 @@ def plain_loop(network, backbone, photos):
 
 
 def main():
-    """Print how fast extraction (photographs per second, the cache) or matching (seconds) is, beside plain loops."""
+    """Print how fast extraction or matching is beside plain loops, or how learning parts grows with the photographs."""
     parser = argparse.ArgumentParser(prog="python -m partlib.bench", description=main.__doc__)
-    parser.add_argument("what", nargs="?", choices=("extraction", "matching"), default="extraction", help="(default extraction)")
+    parser.add_argument("what", nargs="?", choices=("extraction", "matching", "parts"), default="extraction", help="(default extraction)")
     parser.add_argument("--plain", type=int, default=160, help="photographs for the plain loop, spread over the set (default 160)")
     parser.add_argument("--rounds", type=int, default=3, help="how often each is timed (default 3)")
     options = parser.parse_args()
     if options.what == "matching":
         matching(options.rounds)
+    elif options.what == "parts":
+        parts()
     else:
         extraction(options.plain, options.rounds)
 
@@ -102,6 +107,19 @@ def matching(rounds, n=500, parts=64, r=100, iterations=30):
     for way in ways:
         ratio, apart = min(seconds[way]) / min(seconds["batched"]), (plans[way] - plans["batched"]).abs().max()
         print(f"{way:<16}{min(seconds[way]):8.2f} s  {ratio:5.1f} times the batched, largest difference {apart:.0e}")
+
+
+def parts(groups=20, each=10):
+    """Seconds and peak memory of unsupervised parts from cached maps, on the photographs 1, 4 and 16 times over."""
+    os.environ["TQDM_DISABLE"] = "1"
+    photos = groceries()
+    maps = extract(Backbone(), photos)
+    print(f"{groups} groups of {each} parts, {photos.name}, {torch.get_num_threads()} threads")
+    for times in (1, 4, 16):
+        regions = Regions(maps[np.tile(np.arange(len(photos)), times)])
+        seconds, _ = _timed(UnsupervisedParts(groups, each).fit, regions)
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        print(f"{len(regions):6d} photographs{seconds:8.1f} s  {1000 * seconds / len(regions):6.1f} ms each  peak memory {peak:6.0f} MB", flush=True)
 
 
 def _timed(function, *arguments):

@@ -109,10 +109,11 @@ def part_overlap(maps: Float[Tensor, "n p h w"], masks: Bool[np.ndarray, "n k H 
 
 
 def ceiling(labels, k: int) -> Int[np.ndarray, "n"]:
-    """What a perfect learner of k parts could answer where there are more true ones: true parts merged, as evenly as can be.
+    """What a perfect learner of k parts could answer where there are more true ones: true parts merged, nearly as evenly as can be.
 
     `agreement(ceiling(labels, k), labels)` is the score to hold others against: of clusters that are unions of true parts, the
-    most even have the highest NMI. With k as many as there are true parts or more, it is the labels themselves.
+    most even have the highest NMI; each label goes to the emptiest cluster, the largest first, which is that or close to it. With
+    k as many as there are true parts or more, it is the labels themselves.
     """
     labels = check_labels(labels, len(labels))
     sizes = np.bincount(labels)

@@ -309,9 +309,10 @@ def test_with_as_many_parts_as_labels_the_ceiling_is_the_labels(labels, more):
     assert agreement(found, labels) == pytest.approx({"NMI": 100, "ARI": 100, "purity": 100})
 
 
-def all_merges(labels, k):
-    for groups in product(range(k), repeat=max(labels) + 1):
-        yield [groups[label] for label in labels]
+def best_merge(sizes, k):
+    """The highest NMI of all merges of labels of these sizes: a union of labels shares its whole entropy with them."""
+    merges = ([sum(s for s, own in zip(sizes, groups) if own == g) for g in range(k)] for groups in product(range(k), repeat=len(sizes)))
+    return max(100 * 2 * (h := entropy(merged)) / (h + entropy(sizes)) for merged in merges)
 
 
 @given(labels=st.lists(st.integers(0, 4), min_size=1, max_size=25), k=st.integers(1, 4))
@@ -325,15 +326,14 @@ def test_a_ceiling_is_a_union_of_labels_into_at_most_k(labels, k):
 @pytest.mark.parametrize(("count", "k"), [(4, 2), (5, 2), (5, 3), (6, 2), (6, 3), (6, 4)])
 def test_no_merge_of_equal_labels_has_a_higher_nmi(count, k):
     labels = list(range(count)) * 3
-    best = max(agreement(merged, labels)["NMI"] for merged in all_merges(labels, k))
-    assert agreement(ceiling(labels, k), labels)["NMI"] == pytest.approx(best)
+    assert agreement(ceiling(labels, k), labels)["NMI"] == pytest.approx(best_merge([3] * count, k))
 
 
 @given(sizes=st.lists(st.integers(1, 9), min_size=3, max_size=5), k=st.integers(2, 3))
-@settings(max_examples=15)
+@settings(max_examples=60)
 def test_hardly_any_merge_has_a_higher_nmi(sizes, k):
     labels = [label for label, size in enumerate(sizes) for _ in range(size)]
-    best = max(agreement(merged, labels)["NMI"] for merged in all_merges(labels, k))
+    best = best_merge(sizes, k)
     assert 0.97 * best <= agreement(ceiling(labels, k), labels)["NMI"] <= best + 1e-6
 
 
@@ -367,9 +367,12 @@ def test_true_keypoints_lie_in_the_parts_of_their_photographs(tmp_path):
     fields = torch.eye(16).view(1, 16, 4, 4).expand(24, -1, -1, -1)
     found, true = parts_at(fields, birds.keypoints, sizes)
     i, j = np.nonzero(birds.keypoints[:, :, 2])
-    x, y = (np.minimum(birds.keypoints[i, j, :2] / sizes[i], 0.999) * 4).astype(int).T
+    place = 4 * birds.keypoints[i, j, :2] / sizes[i]
+    inside = (np.abs(place - place.round()) > 1e-4).all(1)  # on a border between two fields the two are even
+    x, y = place[inside].astype(int).T
     np.testing.assert_array_equal(true, j)
-    assert np.mean(found == 4 * y + x) > 0.99  # a keypoint may lie on a border
+    np.testing.assert_array_equal(found[inside], 4 * y + x)
+    assert inside.mean() > 0.9
     regions = Regions(extract(Backbone(size=128), birds, tmp_path))
     found, again = parts_at(KMeansParts(6).fit(regions).maps(regions.maps), birds.keypoints, sizes)
     assert set(found) <= set(range(6)) and len(set(found)) > 1

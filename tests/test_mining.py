@@ -458,7 +458,10 @@ def test_transactions_are_the_strongest_channels_over_twice_the_usual(n, d, item
         assert found[i, y, x].nonzero().flatten().tolist() == sorted(c for c in strongest if ratio[c] > 2)
 
 
-@given(m=st.integers(1, 25), d=st.integers(1, 6), share=st.floats(0.1, 0.9), support=st.floats(0.05, 0.9), longest=st.sampled_from([2, 3]), seed=st.integers(0, 9999))
+@given(
+    m=st.integers(1, 25), d=st.integers(1, 6), share=st.floats(0.1, 0.9), support=st.floats(0.05, 0.9),
+    longest=st.sampled_from([2, 3]), seed=st.integers(0, 9999),
+)  # fmt: skip
 @settings(max_examples=60)
 def test_frequent_patterns_are_counted(m, d, share, support, longest, seed):
     baskets = np.random.default_rng(seed).random((m, d)) < share

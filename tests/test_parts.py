@@ -43,7 +43,8 @@ def overlap(a, b):
 
 def equal(a, b):
     weights = a.weights is b.weights is None or torch.equal(a.weights, b.weights)
-    return torch.equal(a.filters, b.filters) and torch.equal(a.offsets, b.offsets) and np.array_equal(a.groups, b.groups) and a.about == b.about and weights
+    arrays = torch.equal(a.filters, b.filters) and torch.equal(a.offsets, b.offsets) and np.array_equal(a.groups, b.groups)
+    return arrays and weights and a.about == b.about
 
 
 def one_sentence(kind, mistake):
@@ -175,7 +176,8 @@ def test_members_are_counted():
 def test_some_of_the_parts():
     parts = some_parts(5, weights=3)
     mask = np.array([True, False, False, True, False])
-    for index, rows in ((2, [2]), (-1, [4]), (np.int64(1), [1]), ([3, 0], [3, 0]), (slice(1, 4), [1, 2, 3]), (mask, [0, 3]), (np.array([4, 4]), [4, 4])):
+    several = (([3, 0], [3, 0]), (slice(1, 4), [1, 2, 3]), (mask, [0, 3]), (np.array([4, 4]), [4, 4]))
+    for index, rows in ((2, [2]), (-1, [4]), (np.int64(1), [1]), *several):
         some = parts[index]
         assert len(some) == len(rows) and some.about is parts.about
         for j, row in enumerate(rows):

@@ -526,5 +526,5 @@ def test_each_cell_of_hog_is_normalised_by_itself():
     noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8))
     maps = regions.hog([noise, noise.point(lambda v: v // 4)], size=64)
     np.testing.assert_allclose(maps.norm(dim=1), 1, atol=1e-2)
-    assert maps.shape == (2, 9, 8, 8) and (maps[0] - maps[1]).abs().max() < 0.1  # contrast does not matter
+    assert maps.shape == (2, 9, 8, 8) and (maps[0] - maps[1]).abs().mean() < 0.01  # contrast does not matter
     assert regions.Regions(maps, regions.windows(8, 8, (4,), 2), "concat").tensor().shape == (2, 9, 9 * 16)

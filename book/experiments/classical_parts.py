@@ -55,8 +55,12 @@ def run(name, which, seed):
     learner, grouped = learners(groups, each, seed)[name]
     start = time.perf_counter()
     train = regions[photos.train]
-    learnt = learner.fit(train, mining.visual_groups(train, grouped, seed)) if grouped else learner.fit(train)
-    row = {"learner": name, "set": which, "parts": groups * each, "seed": seed, "learnt": len(learnt), "seconds": time.perf_counter() - start}
+    row = {"learner": name, "set": which, "parts": groups * each, "seed": seed}
+    try:
+        learnt = learner.fit(train, mining.visual_groups(train, grouped, seed)) if grouped else learner.fit(train)
+    except mining.NothingFound as error:
+        return row | {"learnt": 0, "nothing": str(error)}
+    row |= {"learnt": len(learnt), "seconds": time.perf_counter() - start}
     row["peak_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     scores = torch.from_numpy(learnt.best(regions)[0])
     codes = scores - scores[photos.train].mean(0)

@@ -12,7 +12,7 @@ from .. import matching
 from .._progress import progress
 from ..clustering import KMeans
 from ..regions import Regions
-from ..whitening import PCAWhitening
+from ..whitening import PCAWhitening, moments
 from .parts import NothingFound, Parts, made_by
 from .world import World, check_groups, some_of
 
@@ -108,8 +108,8 @@ def visual_groups(regions: Regions, count: int, seed=0) -> Int[np.ndarray, "n"]:
         raise NothingFound(f"{len(regions)} photographs do not make two groups in which parts recur: give four or more")
     if not 2 <= count <= len(regions) // 2:
         raise NothingFound(f"{count} groups of {len(regions)} photographs: a part must recur inside a group and be rare outside, so take from 2 to {len(regions) // 2}")
-    codes = torch.cat([x.mean(1) for x in regions.batches()])
-    codes = normalize(codes, dim=1)
-    whitening = PCAWhitening(min(64, len(codes) - 1, codes.shape[1]), shrinkage=0.01, power=0.25)
-    codes = normalize(whitening.fit(codes).transform(codes), dim=1)
+    codes_of = lambda some: (normalize(x.mean(1), dim=1) for x in some.batches())
+    seen = moments(codes_of(regions[some_of(np.arange(len(regions)), 2000, seed)]))
+    whitening = PCAWhitening(min(64, seen.n - 1, len(seen.mean)), shrinkage=0.01, power=0.25).fit(seen)
+    codes = torch.cat([normalize(whitening.transform(z), dim=1) for z in codes_of(regions)])
     return KMeans(count, spherical=True, balance=1.5, restarts=3, seed=seed).fit(codes).labels_

@@ -155,5 +155,6 @@ class Parts:
 
 def made_by(learner, regions: Regions) -> dict:
     """For `Parts.about`: a learner's name and settings, as JSON takes them, and what it learnt from."""
-    settings = {name: getattr(value, "__name__", value) for name, value in asdict(learner).items()}
+    plain = lambda value: value.item() if isinstance(value, np.generic) else value if isinstance(value, (int, float, str)) else getattr(value, "__name__", str(value))
+    settings = {name: plain(value) for name, value in asdict(learner).items()}
     return {"learner": type(learner).__name__, **settings, "photographs": len(regions), "regions": len(regions.boxes)}
