@@ -94,6 +94,8 @@ def main():
     """Run what is missing from the record."""
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--seeds", type=int, default=3, help="seeds of each run (default 3)")
+    parser.add_argument("--learner", nargs="*", default=list(learners(1, 1, 0)), help="these learners only")
+    parser.add_argument("--set", nargs="*", default=list(SETS), help="these sets only")
     parser.add_argument("--one", nargs=3, metavar=("LEARNER", "SET", "SEED"), help="a single run, printed as a line of JSON")
     options = parser.parse_args()
     if options.one:
@@ -102,8 +104,8 @@ def main():
         return
     rows = json.loads(RECORD.read_text(encoding="utf-8")) if RECORD.exists() else []
     done = {(row["learner"], row["set"], row["seed"]) for row in rows}
-    known = [which for which in SETS if which != "CUB, 20 kinds" or "PARTLIB_DATA" in os.environ]
-    wanted = [(name, which, seed) for seed in range(options.seeds) for which in known for name in learners(1, 1, 0)]
+    known = [which for which in options.set if which != "CUB, 20 kinds" or "PARTLIB_DATA" in os.environ]
+    wanted = [(name, which, seed) for seed in range(options.seeds) for which in known for name in options.learner]
     for one in tqdm([one for one in wanted if one not in done], desc="learners", unit="run"):
         command = [sys.executable, __file__, "--one", *map(str, one)]
         made = subprocess.run(command, stdout=subprocess.PIPE, env=os.environ | {"TQDM_DISABLE": "1"}, check=True, text=True)
