@@ -39,9 +39,10 @@ def learners(groups, each, seed):
         "k-means": (mining.KMeansParts(total, seed=seed), None),
         "exemplar LDA": (mining.ExemplarParts(total, seed=seed), None),
         "patches": (mining.PatchParts(each, seed=seed), groups),
-        "assignment, one group": (mining.AssignedParts(total, seed=seed), None),
+        # Sixteen directions: of 16, 32, 64 and 128 those in which two halves of the toy birds agree most (`mining.stability`).
+        "assignment, one group": (mining.AssignedParts(total, dims=16, photographs=400, seed=seed), None),
         "assignment, by group": (mining.UnsupervisedParts(groups, each, seed=seed), None),
-        "patterns": (mining.PatternParts(total, seed=seed), None),
+        "patterns": (mining.PatternParts(each, support=0.02, seed=seed), groups),
         "joint, alternating": (mining.JointParts(total, seed=seed), 10),
         "joint, gradient": (mining.JointParts(total, how="gradient", seed=seed), 10),
     }
