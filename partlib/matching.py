@@ -28,7 +28,7 @@ _SCALINGS = 5  # Sinkhorn's iterations inside a solver's step, which starts from
 class Matching:
     """What a solver found.
 
-    Attributes:
+    Args:
         weights: M `(n, p, r)`, zeros and ones: at most one region a part and photograph, at most one part a region.
         filters: m_p `(p, d)`, the mean descriptor of each part's regions.
         objective: J after each step; the last entry is that of `weights`.
