@@ -515,7 +515,7 @@ def test_photographs_without_anything_that_stands_out_have_no_pattern_parts():
     maps = torch.zeros(12, 6, 3, 3)
     for i, g in enumerate(groups):
         maps[i, 2 * g : 2 * g + 2] = 1.0 + 0.1 * (i % 4)
-    one_sentence(NothingFound, lambda: PatternParts(2, dims=4).fit(Regions(maps), groups))
+    assert "active together" in one_sentence(NothingFound, lambda: PatternParts(2, dims=4).fit(Regions(maps), groups))
 
 
 def test_patterns_are_of_cells_whatever_the_regions():
