@@ -97,7 +97,7 @@ def matching(rounds, n=500, parts=64, r=100, iterations=30):
         "one by one": lambda: torch.cat([sinkhorn(one[None], iterations=iterations) for one in scores]),
         "one by one, POT": by_pot,
     }
-    print(f"{n} photographs, {parts} parts, {r} regions, {iterations} iterations in logarithms, float32, {torch.get_num_threads()} threads")
+    print(f"{n} photographs, {parts} parts, {r} regions, {iterations} iterations, float32, {torch.get_num_threads()} threads")
     sinkhorn(scores, iterations=1)  # the first call of anything is slow
     seconds, plans = {way: [] for way in ways}, {}
     for _ in range(rounds):

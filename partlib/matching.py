@@ -21,6 +21,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 from torch.nn.functional import normalize, softplus
 
+_SAFE = 30  # potentials may move by this much before a plan is formed anew: e³⁰ squared is still far within float32
 _SCALINGS = 5  # Sinkhorn's iterations inside a solver's step, which starts from the potentials of the step before
 
 
@@ -75,8 +76,8 @@ def sinkhorn(scores: Float[Tensor, "n p r"], presence=1.0, mask: Bool[Tensor, "n
     """The soft matching of scores: exp(scores), scaled until every part sums to 1 and no region gives more than 1.
 
     A slack row takes what a region has left over; each part has a bin for its absence, which gets 1 − π of it on average
-    over the photographs, most where its scores are low. All in logarithms, so that large scores do no harm. A part with its
-    bin sums to 1 exactly, a region's sum tends to at most 1 [Sinkhorn and Knopp 1967; with slack, Gold and Rangarajan 1996].
+    over the photographs, most where its scores are low. Large scores do no harm. A part with its bin sums to 1
+    exactly, a region's sum tends to at most 1 [Sinkhorn and Knopp 1967; with slack, Gold and Rangarajan 1996].
 
     Args:
         scores: β S; the larger β, the harder the matching. presence, mask: as in `assignment`; it raises the same errors.
@@ -86,15 +87,35 @@ def sinkhorn(scores: Float[Tensor, "n p r"], presence=1.0, mask: Bool[Tensor, "n
 
 
 def _sinkhorn(scores, presence, iterations, potentials=None):
-    """The plan exp(scores + part + region), and potentials to start from when the scores are nearly these."""
+    """The plan exp(scores + part + region), and potentials to start from when the scores are nearly these.
+
+    Only the first plan is formed from the scores. From there the potentials move by log u and log v, and an iteration is two
+    products of that plan with a vector. One that would leave what numbers can hold is made in logarithms instead, and the
+    plan is formed anew [Schmitzer 2019].
+    """
+    everywhere = torch.log((1 - presence) * len(scores))
     region, absent = potentials or (scores.new_zeros(len(scores), 1, scores.shape[2]), torch.log(1 - presence))
+    part, plan, turned, u, v = _scaled(scores, region, absent)
     for _ in range(iterations):
-        part = -torch.logaddexp(torch.logsumexp(scores + region, 2), absent)
-        # With the slack row's 1 in the denominator: 1 / (1 + Σ_p exp(scores + part)).
-        region = -softplus(torch.logsumexp(scores + part[:, :, None], 1, keepdim=True))
-        absent = torch.log((1 - presence) * len(scores)) - torch.logsumexp(part, 0)
-    part = -torch.logaddexp(torch.logsumexp(scores + region, 2), absent)
-    return torch.exp(scores + part[:, :, None] + region), (region, absent)
+        moved = part + u.log()
+        absent = everywhere - torch.logsumexp(moved, 0)
+        # exp(region) = 1 / (1 + Σ_p exp(scores + part)), with the slack row's 1; exp(part) = 1 / (exp(absent) + Σ_r …).
+        v = 1 / (region.exp() + u @ plan)
+        u = 1 / (v @ turned + torch.exp(absent + part))
+        if not torch.cat([u, v], 2).log().abs().max() < _SAFE:  # NaN is not safe either
+            region = -softplus(torch.logsumexp(scores + moved.mT, 1, keepdim=True))
+            part, plan, turned, u, v = _scaled(scores, region, absent)
+    return plan * u.mT * v, (region + v.log(), absent)
+
+
+def _scaled(scores, region, absent):
+    """Potentials `(n, 1, p)` by which each part sums to 1 with its bin, the plan they make, and scalings u, v to go on from.
+
+    The plan comes `(n, p, r)` and turned `(n, r, p)`: a vector times a matrix is fast where the rows lie together.
+    """
+    part = -torch.logaddexp(torch.logsumexp(scores + region, 2)[:, None], absent)
+    plan = torch.exp(scores + part.mT + region)
+    return part, plan, plan.mT.contiguous(), torch.ones_like(part), torch.ones_like(region)
 
 
 # The solvers: descriptors and starting filters in, a Matching out.

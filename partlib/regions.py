@@ -264,9 +264,13 @@ class Regions:
     def __repr__(self):
         return f"Regions({len(self)} photographs, {len(self.boxes)} regions each)"
 
+    def map_batches(self, size=64):
+        """The maps themselves in order, `(up to size, d, h, w)` at a time."""
+        return self.maps.batches(size) if hasattr(self.maps, "batches") else self.maps.split(size)
+
     def batches(self, size=64):
         """Descriptors in order, `(up to size, r, d)` at a time."""
-        for maps in self.maps.batches(size) if hasattr(self.maps, "batches") else self.maps.split(size):
+        for maps in self.map_batches(size):
             yield F.normalize(pool(maps, self.boxes, self.how), dim=2)
 
     def tensor(self) -> Float[Tensor, "n r d"]:

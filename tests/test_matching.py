@@ -17,13 +17,7 @@ from partlib.matching import assignment, distinct, frank_wolfe, from_random, gra
 SOLVERS = [hungarian, soft_assign, gradient_soft_assign, frank_wolfe]
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Tensors here are small: two threads would mostly wait for each other, and on a busy machine for minutes."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def random_scores(n=4, p=3, r=7, scale=1.0, seed=0):
@@ -133,6 +127,54 @@ def test_sinkhorn_is_the_written_out_loop():
     scores, presence = random_scores(3, 2, 5, 2.0), [0.6, 1.0]
     for rounds in (1, 5, 60):
         np.testing.assert_allclose(sinkhorn(scores, torch.tensor(presence), iterations=rounds), written_out(scores, presence, rounds), atol=1e-9)
+
+
+def in_logarithms(scores, presence, rounds):
+    """The same scaling, every step in logarithms, where no score is too large."""
+    with np.errstate(divide="ignore"):
+        region, absent = np.zeros((len(scores), 1, scores.shape[2])), np.log(1 - presence)
+        for _ in range(rounds):
+            part = -np.logaddexp(np.logaddexp.reduce(scores + region, axis=2), absent)
+            region = -np.logaddexp(np.logaddexp.reduce(scores + part[:, :, None], axis=1, keepdims=True), 0)
+            absent = np.log((1 - presence) * len(scores)) - np.logaddexp.reduce(part, axis=0)
+        part = -np.logaddexp(np.logaddexp.reduce(scores + region, axis=2), absent)
+    return np.exp(scores + part[:, :, None] + region)
+
+
+@given(
+    n=st.integers(1, 5),
+    p=st.integers(1, 5),
+    more=st.integers(0, 5),
+    scale=st.floats(0.1, 500),
+    rounds=st.sampled_from([1, 3, 40]),
+    shares=st.lists(st.sampled_from([0.2, 0.7, 1.0]), min_size=5, max_size=5),
+    masked=st.booleans(),
+    seed=st.integers(0, 999),
+)
+@settings(max_examples=60)
+def test_sinkhorn_is_the_loop_in_logarithms_however_large_the_scores(n, p, more, scale, rounds, shares, masked, seed):
+    scores, presence = random_scores(n, p, p + more, scale, seed), torch.tensor(shares[:p], dtype=torch.double)
+    mask = random_mask(n, p, p + more, seed) if masked else torch.ones(n, p + more, dtype=torch.bool)
+    expected = in_logarithms(scores.masked_fill(~mask[:, None], -torch.inf).numpy(), presence.numpy(), rounds)
+    np.testing.assert_allclose(sinkhorn(scores, presence, mask, rounds), expected, atol=1e-6)
+    # In float32 a score of 500 is known to 3e-5 only, and so is what is made of it.
+    np.testing.assert_allclose(sinkhorn(scores.float(), presence, mask, rounds), expected, atol=1e-5 + 1e-5 * scale)
+
+
+def test_sinkhorn_takes_logarithms_only_where_it_must(monkeypatch):
+    formed, scaled = [], matching._scaled
+    monkeypatch.setattr(matching, "_scaled", lambda *given: formed.append(1) or scaled(*given))
+    for scale, least, most in ((1, 1, 1), (500, 2, 20)):
+        formed.clear()
+        sinkhorn(random_scores(5, 4, 9, scale), 0.7, iterations=200)
+        assert least <= len(formed) <= most, (scale, len(formed))
+
+
+def test_sinkhorn_can_be_differentiated():
+    mask = random_mask(2, 2, 4)
+    for scale in (1.0, 200.0):
+        scores = random_scores(2, 2, 4, scale).requires_grad_()
+        assert torch.autograd.gradcheck(lambda values: sinkhorn(values, 0.7, mask, 3), scores, fast_mode=True)
 
 
 @given(n=st.integers(2, 6), p=st.integers(1, 4), more=st.integers(1, 4), share=st.sampled_from([0.3, 0.7, 0.9]), seed=st.integers(0, 999))

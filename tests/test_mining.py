@@ -9,14 +9,16 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 import torch
+from common import refusal
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import multivariate_normal
 
 from partlib import matching
+from partlib.clustering import KMeans
 from partlib.mining import (
-    AssignedParts, ExemplarParts, JointParts, KMeansParts, NothingFound, PatchParts, PatternParts, UnsupervisedParts, joint, patches,
-    patterns, visual_groups,
+    AssignedParts, ExemplarParts, JointParts, KMeansParts, NothingFound, Parts, PatchParts, PatternParts, UnsupervisedParts,
+    joint, patches, patterns, stability, visual_groups,
 )  # fmt: skip
 from partlib.mining.world import World, check_groups, some_of
 from partlib.regions import Regions, grid
@@ -57,14 +59,6 @@ def hits(parts, data):
 def same(a, b):
     weights = a.weights is b.weights is None or torch.equal(a.weights, b.weights)
     return torch.equal(a.filters, b.filters) and torch.equal(a.offsets, b.offsets) and np.array_equal(a.groups, b.groups) and weights
-
-
-def one_sentence(kind, mistake):
-    with pytest.raises(kind) as error:
-        mistake()
-    said = str(error.value)
-    assert type(error.value) is kind and 30 < len(said) < 400 and "\n" not in said and ". " not in said and not said.endswith("."), said
-    return said
 
 
 DATA = planted()
@@ -160,17 +154,17 @@ ALIKE = Regions(torch.full((16, 4, 3, 3), 2.0))
     ids=lambda learner: type(learner).__name__,
 )  # fmt: skip
 def test_constant_maps_hold_nothing(learner):
-    said = one_sentence(NothingFound, lambda: learner.fit(ALIKE, np.arange(16) % 2))
+    said = refusal(NothingFound, lambda: learner.fit(ALIKE, np.arange(16) % 2))
     assert "all regions of these 16 photographs are alike" in said and "are the maps constant" in said
 
 
 def test_k_means_of_constant_maps_holds_nothing():
-    assert "fewer than 2 different regions in these 16 photographs" in one_sentence(NothingFound, lambda: KMeansParts(2).fit(ALIKE))
+    assert "fewer than 2 different regions in these 16 photographs" in refusal(NothingFound, lambda: KMeansParts(2).fit(ALIKE))
 
 
 def test_copies_of_one_photograph_hold_parts_but_constant_cells_with_rounding_errors_do_not():
     noisy = Regions(torch.full((8, 4, 3, 3), 2.0) * (1 + 1e-7 * torch.randn(8, 4, 3, 3, generator=torch.Generator().manual_seed(0))))
-    one_sentence(NothingFound, lambda: ExemplarParts(2).fit(noisy))
+    refusal(NothingFound, lambda: ExemplarParts(2).fit(noisy))
     copies = Regions(DATA.regions.maps[:1].expand(8, -1, -1, -1), grid(5, 5))
     assert len(ExemplarParts(2).fit(copies)) == 2
 
@@ -182,38 +176,38 @@ each_grouped = pytest.mark.parametrize("learner", GROUPED, ids=lambda learner: t
 @each_grouped
 def test_two_photographs_one_group_and_groups_of_another_length(learner):
     two = DATA.regions[[0, 12]]
-    said = one_sentence(NothingFound, lambda: learner.fit(two, [0, 1]))
+    said = refusal(NothingFound, lambda: learner.fit(two, [0, 1]))
     assert "the largest of the groups has 1 photographs" in said and "make fewer groups" in said
-    said = one_sentence(NothingFound, lambda: learner.fit(DATA.regions, np.zeros(24, int)))
+    said = refusal(NothingFound, lambda: learner.fit(DATA.regions, np.zeros(24, int)))
     assert "all photographs are in one group" in said and "two groups or more" in said
-    said = one_sentence(ValueError, lambda: learner.fit(DATA.regions, DATA.groups[:-1]))
+    said = refusal(ValueError, lambda: learner.fit(DATA.regions, DATA.groups[:-1]))
     assert "groups of shape (23,)" in said
-    assert "24 of the 24 are negative" in one_sentence(ValueError, lambda: learner.fit(DATA.regions, np.full(24, -1)))
+    assert "24 of the 24 are negative" in refusal(ValueError, lambda: learner.fit(DATA.regions, np.full(24, -1)))
 
 
 @pytest.mark.parametrize("learner", [PatchParts(2), JointParts(2)], ids=lambda learner: type(learner).__name__)
 def test_learners_that_need_groups_say_so(learner):
-    assert "give groups, for instance visual_groups(regions, 20)" in one_sentence(ValueError, lambda: learner.fit(DATA.regions, None))
+    assert "give groups, for instance visual_groups(regions, 20)" in refusal(ValueError, lambda: learner.fit(DATA.regions, None))
 
 
 def test_too_few_photographs_for_unsupervised_parts():
-    said = one_sentence(NothingFound, lambda: UnsupervisedParts().fit(DATA.regions))
+    said = refusal(NothingFound, lambda: UnsupervisedParts().fit(DATA.regions))
     assert "20 groups of 24 photographs" in said and "take from 2 to 12" in said
     for few in (1, 2, 3):
-        said = one_sentence(NothingFound, lambda: UnsupervisedParts(2).fit(DATA.regions[:few]))
+        said = refusal(NothingFound, lambda: UnsupervisedParts(2).fit(DATA.regions[:few]))
         assert f"{few} photograph" in said and "four" in said and "from 2 to" not in said
-    assert "1 groups" in one_sentence(NothingFound, lambda: UnsupervisedParts(1).fit(DATA.regions))
+    assert "1 groups" in refusal(NothingFound, lambda: UnsupervisedParts(1).fit(DATA.regions))
 
 
 def test_too_few_photographs_for_anything_to_recur():
-    assert "one photograph" in one_sentence(NothingFound, lambda: AssignedParts(2, dims=8).fit(DATA.regions[:1]))
-    said = one_sentence(NothingFound, lambda: PatchParts(2).fit(DATA.regions[[0, 1, 2, 3, 4, 12, 13]], [0] * 5 + [1] * 2))
+    assert "one photograph" in refusal(NothingFound, lambda: AssignedParts(2, dims=8).fit(DATA.regions[:1]))
+    said = refusal(NothingFound, lambda: PatchParts(2).fit(DATA.regions[[0, 1, 2, 3, 4, 12, 13]], [0] * 5 + [1] * 2))
     assert "has 5 photographs, and a part must recur in 6" in said
 
 
 def test_fewer_regions_than_parts():
     few = DATA.regions[:2]
-    said = one_sentence(NothingFound, lambda: ExemplarParts(51, dims=4).fit(few))
+    said = refusal(NothingFound, lambda: ExemplarParts(51, dims=4).fit(few))
     assert "51 parts, but only 50 regions" in said and "ask for fewer parts" in said
     assert len(ExemplarParts(50, dims=4).fit(few)) == 50
 
@@ -267,7 +261,7 @@ def test_rows_are_drawn_by_the_seed():
 def test_groups_are_checked():
     np.testing.assert_array_equal(check_groups(DATA.groups.tolist(), DATA.regions), DATA.groups)
     np.testing.assert_array_equal(check_groups(9 * DATA.groups, DATA.regions, least=12), 9 * DATA.groups)  # numbers may be left out
-    assert "12 photographs, and a part must recur in 13" in one_sentence(NothingFound, lambda: check_groups(DATA.groups, DATA.regions, 13))
+    assert "12 photographs, and a part must recur in 13" in refusal(NothingFound, lambda: check_groups(DATA.groups, DATA.regions, 13))
 
 
 # ---- baselines ----
@@ -284,7 +278,7 @@ def test_k_means_wants_as_many_different_regions_as_parts():
     maps[:, 0, 0], maps[:, 1, 1] = 1.0, 1.0  # the upper cells and the lower ones: two descriptors
     cells = Regions(maps, grid(2, 2))
     assert len(KMeansParts(2).fit(cells)) == 2
-    assert "fewer than 3 different regions" in one_sentence(NothingFound, lambda: KMeansParts(3).fit(cells))
+    assert "fewer than 3 different regions" in refusal(NothingFound, lambda: KMeansParts(3).fit(cells))
 
 
 def test_exemplars_are_lda_filters_of_the_regions_drawn():
@@ -396,6 +390,28 @@ def test_firings_are_the_best_region_of_each_photograph_above_the_margin(n, r, t
     np.testing.assert_allclose(found, np.stack(best) if best else np.zeros((0, 3)), atol=1e-6)
 
 
+@given(n=st.integers(1, 60), p=st.integers(1, 3), seed=st.integers(0, 999))
+@settings(max_examples=30)
+def test_a_detector_fires_in_a_twentieth_of_the_world(n, p, seed):
+    draw = torch.Generator().manual_seed(seed)
+    rest, weights, biases = (torch.randn(*shape, generator=draw) for shape in ((n, 4, 3), (p, 3), (p,)))
+    limits = patches.threshold(weights, biases, rest)
+    for w, b, limit in zip(weights, biases, limits):
+        best = sorted(max(float(region @ w + b) for region in photograph) for photograph in rest)
+        at = 0.95 * (n - 1)
+        between = best[math.floor(at)] + (at % 1) * (best[math.ceil(at)] - best[math.floor(at)])
+        assert float(limit) == pytest.approx(between, abs=1e-4)
+        assert patches.threshold(w, b, rest).shape == () and float(patches.threshold(w, b, rest)) == pytest.approx(between, abs=1e-4)
+
+
+def test_firings_and_worth_are_counted_above_the_limit_given():
+    x, rest = torch.tensor([[[3.0]], [[2.0]], [[1.0]]]), torch.tensor([[[2.5]], [[0.0]]])
+    weight, bias = torch.ones(1), torch.tensor(0.0)
+    assert patches.firings((weight, bias), x, 3, limit=1.5).flatten().tolist() == [3, 2]
+    found = patches.worth(weight[None], bias[None], x, rest, torch.tensor([1.5]), members=2)
+    assert found.item() == pytest.approx(2.5 + 2 / 3)
+
+
 @given(n=st.integers(1, 14), m=st.integers(1, 5), seed=st.integers(0, 999))
 @settings(max_examples=30)
 def test_worth_is_purity_and_the_share_of_firings_inside(n, m, seed):
@@ -439,7 +455,7 @@ def test_noise_fires_less_than_what_recurs():
 def test_a_small_group_has_no_patches_nor_has_one_with_a_rest_of_one_photograph():
     groups = np.array([0] * 12 + [1] * 4 + [2] * 8)
     assert set(PatchParts(2, clusters=8, dims=12).fit(DATA.regions, groups).groups) == {0, 2}
-    said = one_sentence(NothingFound, lambda: PatchParts(2, clusters=8, dims=12).fit(DATA.regions[:13], [0] * 12 + [1]))
+    said = refusal(NothingFound, lambda: PatchParts(2, clusters=8, dims=12).fit(DATA.regions[:13], [0] * 12 + [1]))
     assert "with 2 or more outside" in said and "take fewer, larger groups" in said
 
 
@@ -456,6 +472,35 @@ def test_transactions_are_the_strongest_channels_over_twice_the_usual(n, d, item
         ratio = [float(maps[i, c, y, x] / usual[c]) for c in range(d)]
         strongest = sorted(range(d), key=lambda c: -ratio[c])[:items]
         assert found[i, y, x].nonzero().flatten().tolist() == sorted(c for c in strongest if ratio[c] > 2)
+
+
+def test_what_is_usual_may_be_of_each_photograph():
+    draw = torch.Generator().manual_seed(0)
+    maps, usual = torch.rand(3, 4, 2, 3, generator=draw), torch.rand(3, 4, generator=draw)
+    each = torch.cat([patterns.transactions(one[None], own, 2) for one, own in zip(maps, usual)])
+    assert torch.equal(patterns.transactions(maps, usual, 2), each) and each.any() and not each.all()
+
+
+@given(n=st.integers(1, 3), h=st.integers(1, 5), w=st.integers(1, 5), seed=st.integers(0, 999))
+def test_the_border_is_the_mean_of_the_cells_along_the_sides(n, h, w, seed):
+    maps = torch.from_numpy(np.random.default_rng(seed).normal(size=(n, 2, h, w)))
+    for i, c in np.ndindex(n, 2):
+        edge = [float(maps[i, c, y, x]) for y in range(h) for x in range(w) if y in (0, h - 1) or x in (0, w - 1)]
+        assert float(patterns.border(maps)[i, c]) == pytest.approx(sum(edge) / len(edge))
+
+
+def test_patterns_are_of_the_object_and_not_of_its_backdrop():
+    """One kind of object on two backdrops: each pair of channels recurs, and only the object's is rarer along the border."""
+    draw = np.random.default_rng(0)
+    maps = 0.1 * draw.random((20, 8, 6, 6))
+    for i in range(20):
+        maps[i, 2 + 2 * (i % 2) : 4 + 2 * (i % 2)] += 1.0  # a backdrop, behind half of the photographs
+        y, x = draw.integers(1, 4, 2)
+        maps[i, 2:6, y : y + 2, x : x + 2] = 0.0
+        maps[i, :2, y : y + 2, x : x + 2] += 1.0
+    parts = PatternParts(1, items=2, dims=6).fit(Regions(torch.from_numpy(maps).float(), grid(6, 6)))
+    where = parts.best(Regions(torch.from_numpy(maps).float(), grid(6, 6)))[1][:, 0]
+    assert all(maps[i, 0].flat[cell] > 0.5 for i, cell in enumerate(where))
 
 
 @given(
@@ -505,7 +550,7 @@ def test_the_object_is_the_largest_connected_set_over_the_mean():
 
 
 def test_patterns_that_are_nowhere_frequent():
-    said = one_sentence(NothingFound, lambda: PatternParts(2, support=0.9, dims=8).fit(DATA.regions, DATA.groups))
+    said = refusal(NothingFound, lambda: PatternParts(2, support=0.9, dims=8).fit(DATA.regions, DATA.groups))
     assert "in 90% of the cells" in said and "lower support" in said
 
 
@@ -515,7 +560,7 @@ def test_photographs_without_anything_that_stands_out_have_no_pattern_parts():
     maps = torch.zeros(12, 6, 3, 3)
     for i, g in enumerate(groups):
         maps[i, 2 * g : 2 * g + 2] = 1.0 + 0.1 * (i % 4)
-    assert "active together" in one_sentence(NothingFound, lambda: PatternParts(2, dims=4).fit(Regions(maps), groups))
+    assert "active together" in refusal(NothingFound, lambda: PatternParts(2, dims=4).fit(Regions(maps), groups))
 
 
 def test_patterns_are_of_cells_whatever_the_regions():
@@ -681,5 +726,73 @@ def test_descent_keeps_the_best_it_saw(seed):
 
 
 def test_joint_parts_have_two_ways():
-    said = one_sentence(ValueError, lambda: JointParts(2, how="both").fit(DATA.regions, DATA.groups))
+    said = refusal(ValueError, lambda: JointParts(2, how="both").fit(DATA.regions, DATA.groups))
     assert "how='both'" in said and "'alternating' or by 'gradient'" in said
+
+
+# ---- how many parts: stability ----
+
+
+def kinds_of_cells(kinds, seed, n=60, side=4, d=16):
+    """Maps of which every cell is of one of so many kinds, all as far from each other, with a little noise; and the kinds."""
+    draw = np.random.default_rng(seed)
+    prototypes = np.linalg.qr(draw.normal(size=(d, d)))[0][:kinds]
+    kind = draw.integers(0, kinds, size=(n, side, side))
+    maps = prototypes[kind] + 0.1 * draw.normal(size=(n, side, side, d))
+    return Regions(torch.from_numpy(maps).permute(0, 3, 1, 2).float(), grid(side, side)), torch.from_numpy(prototypes).float()
+
+
+class Clusters(NamedTuple):
+    """k-means that begins often enough to find the best clusters, so that chance does not stand in for the number."""
+
+    parts: int
+
+    def fit(self, regions):
+        means = KMeans(self.parts, restarts=20, seed=0).fit(regions.tensor().flatten(0, 1)).centroids_
+        return Parts(means, -means.square().sum(1) / 2)
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_halves_agree_most_on_the_true_number_of_parts(seed):
+    regions, _ = kinds_of_cells(6, seed)
+    agreement = {p: stability(Clusters(p), regions, seed=seed) for p in (3, 6, 12)}
+    assert agreement[6] > 99 and agreement[6] > max(agreement[3], agreement[12]) + 10, agreement
+
+
+class Fixed(NamedTuple):
+    """A learner that knows its parts already."""
+
+    known: object
+
+    def fit(self, regions):
+        return self.known
+
+
+class Lottery:
+    """Parts that answer at random, each time anew."""
+
+    def __init__(self):
+        self.draw = torch.Generator().manual_seed(0)
+
+    def score(self, regions):
+        return torch.rand(len(regions), 6, len(regions.boxes), generator=self.draw)
+
+
+def test_stability_is_100_for_one_who_knows_and_0_for_one_who_guesses():
+    regions, prototypes = kinds_of_cells(6, 0)
+    assert stability(Fixed(Parts(prototypes, torch.zeros(6))), regions) == pytest.approx(100)
+    assert abs(stability(Fixed(Lottery()), regions)) < 2
+
+
+def test_stability_is_of_its_seed_and_learns_on_halves():
+    regions, _ = kinds_of_cells(6, 0)
+    assert stability(KMeansParts(3), regions, seed=1) == stability(KMeansParts(3), regions, seed=1)
+    seen = []
+
+    class Watched(KMeansParts):
+        def fit(self, some):
+            seen.append(len(some))
+            return super().fit(some)
+
+    stability(Watched(3), regions[:41], splits=2)
+    assert seen == [21, 20, 21, 20]

@@ -6,6 +6,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
+from common import refusal
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
@@ -47,14 +48,6 @@ def equal(a, b):
     return arrays and weights and a.about == b.about
 
 
-def one_sentence(kind, mistake):
-    with pytest.raises(kind) as error:
-        mistake()
-    said = str(error.value)
-    assert 30 < len(said) < 400 and "\n" not in said and not said.endswith("."), said
-    return said
-
-
 # ---- scores ----
 
 
@@ -84,7 +77,7 @@ def test_more_photographs_than_a_batch_and_tensors_of_descriptors():
 
 def test_regions_of_other_channels():
     for wrong in (some_regions(d=5), torch.rand(2, 3, 5)):
-        said = one_sentence(ValueError, lambda: some_parts(d=4).score(wrong))
+        said = refusal(ValueError, lambda: some_parts(d=4).score(wrong))
         assert "learnt on 4 channels, the regions have 5" in said and "take the maps they were learnt on" in said
 
 
@@ -112,7 +105,7 @@ def test_codes_are_those_of_encoding_however_many_batches(how):
 
 
 def test_an_unknown_code():
-    said = one_sentence(ValueError, lambda: some_parts().encode(some_regions(), "sum"))
+    said = refusal(ValueError, lambda: some_parts().encode(some_regions(), "sum"))
     assert "how='sum'" in said
 
 
@@ -167,7 +160,7 @@ def test_members_are_the_photographs_that_answer_most(n, p, count, seed):
 
 
 def test_members_are_counted():
-    assert "0 members of 5 photographs" in one_sentence(ValueError, lambda: some_parts().members(some_regions(), 0))
+    assert "0 members of 5 photographs" in refusal(ValueError, lambda: some_parts().members(some_regions(), 0))
 
 
 # ---- some of them ----
@@ -218,7 +211,7 @@ def test_a_view_of_other_parts_is_saved_too(tmp_path):
 
 def test_a_missing_file(tmp_path):
     for missing in (tmp_path / "none", tmp_path):
-        assert "Parts.save(file) writes one" in one_sentence(FileNotFoundError, partial(Parts.load, missing))
+        assert "Parts.save(file) writes one" in refusal(FileNotFoundError, partial(Parts.load, missing))
 
 
 def test_every_shortened_file_is_damaged(tmp_path):
@@ -226,7 +219,7 @@ def test_every_shortened_file_is_damaged(tmp_path):
     whole = (tmp_path / "parts").read_bytes()
     for length in (*range(0, len(whole), 29), len(whole) - 1):
         (tmp_path / "parts").write_bytes(whole[:length])
-        assert "holds no parts, or is damaged" in one_sentence(ValueError, lambda: Parts.load(tmp_path / "parts"))
+        assert "holds no parts, or is damaged" in refusal(ValueError, lambda: Parts.load(tmp_path / "parts"))
 
 
 def test_a_damaged_head_is_one_sentence_whichever_byte_it_is(tmp_path):
@@ -238,7 +231,7 @@ def test_a_damaged_head_is_one_sentence_whichever_byte_it_is(tmp_path):
         damaged = whole.copy()
         damaged[at] ^= 0x80
         (tmp_path / "parts").write_bytes(damaged)
-        assert "holds no parts, or is damaged" in one_sentence(ValueError, lambda: Parts.load(tmp_path / "parts"))
+        assert "holds no parts, or is damaged" in refusal(ValueError, lambda: Parts.load(tmp_path / "parts"))
         refused += 1
     assert refused == start > 100
 
@@ -256,14 +249,14 @@ def test_a_damaged_head_is_one_sentence_whichever_byte_it_is(tmp_path):
 )
 def test_a_foreign_file(tmp_path, tensors, about):
     save_file(tensors, tmp_path / "parts", about)
-    assert "holds no parts, or is damaged" in one_sentence(ValueError, lambda: Parts.load(tmp_path / "parts"))
+    assert "holds no parts, or is damaged" in refusal(ValueError, lambda: Parts.load(tmp_path / "parts"))
 
 
 def test_text_and_numpy_files_are_no_parts(tmp_path):
     (tmp_path / "text").write_text("filters " * 99)
     np.save(tmp_path / "array.npy", np.ones(99))
     for name in ("text", "array.npy"):
-        assert name in one_sentence(ValueError, lambda: Parts.load(tmp_path / name))
+        assert name in refusal(ValueError, lambda: Parts.load(tmp_path / name))
 
 
 def test_where_nothing_can_be_written_nothing_is_left(tmp_path):
@@ -271,7 +264,7 @@ def test_where_nothing_can_be_written_nothing_is_left(tmp_path):
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "inside").write_text("kept")
     for wrong in ("missing/parts", "folder", "file/parts"):
-        said = one_sentence(OSError, lambda: some_parts().save(tmp_path / wrong))
+        said = refusal(OSError, lambda: some_parts().save(tmp_path / wrong))
         assert "could not be written" in said and "is there such a folder" in said
     assert sorted(file.name for file in tmp_path.rglob("*")) == ["file", "folder", "inside"]
 
@@ -284,7 +277,7 @@ def test_an_old_file_stays_where_the_new_one_could_not_be_written(tmp_path, monk
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("partlib.mining.parts.os.replace", full)
-    assert "No space left" in one_sentence(OSError, lambda: some_parts(seed=1).save(tmp_path / "parts"))
+    assert "No space left" in refusal(OSError, lambda: some_parts(seed=1).save(tmp_path / "parts"))
     assert equal(Parts.load(tmp_path / "parts"), parts) and [file.name for file in tmp_path.iterdir()] == ["parts"]
 
 

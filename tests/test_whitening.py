@@ -167,7 +167,7 @@ def test_few_vectors_span_few_directions(n, d, seed):
     np.testing.assert_allclose(covariance(fitted.transform(x).double().numpy()), np.eye(n - 1), atol=1e-3)
     with pytest.raises(ValueError, match=f"{n} dimensions of {n - 1} directions"):
         PCAWhitening(dims=n).fit(x)
-    assert PCAWhitening(shrinkage=0.1).fit(x).directions_.shape == (d, d)  # shrinkage lends variance to all
+    assert PCAWhitening(shrinkage=0.1).fit(moments(x)).directions_.shape == (d, d)  # shrinkage lends variance to all
 
 
 def test_a_repeated_and_a_constant_channel_add_no_direction():
@@ -226,6 +226,40 @@ def test_folded_filters_score_vectors_as_the_filters_score_whitened_ones(p, d, d
     assert folded.shape == (p, d) and offsets.shape == (p,) and folded.dtype == offsets.dtype == torch.float32
     expected = fitted.transform(x).double() @ filters.double().T
     np.testing.assert_allclose(x.double() @ folded.double().T + offsets.double(), expected, atol=1e-4 * expected.abs().max() + 1e-4)
+
+
+# ---- more dimensions than vectors ----
+
+
+@given(n=st.integers(3, 20), more=st.integers(1, 20), shrinkage=st.sampled_from([0.0, 0.01, 0.5]), seed=st.integers(0, 999))
+@settings(max_examples=40)
+def test_few_long_vectors_are_whitened_as_by_their_covariance(n, more, shrinkage, seed):
+    draw = np.random.default_rng(seed)
+    x = draw.normal(size=(n, n)) @ np.diag(1.3 ** -np.arange(n)) @ draw.normal(size=(n, n + more)) + draw.normal()
+    x = torch.from_numpy(x).float()
+    dims = n - 2
+    values = np.linalg.eigvalsh(covariance(x.double().numpy()))[::-1][: n - 1]
+    assume((values[1:] / values[:-1]).max() < 0.95)  # directions of equal spread are not determined
+    few, whole = (PCAWhitening(dims, shrinkage).fit(v) for v in (x, moments(x)))
+    np.testing.assert_allclose(few.mean_, whole.mean_, atol=1e-6)
+    np.testing.assert_allclose(few.variances_, whole.variances_, rtol=1e-4)
+    np.testing.assert_allclose(few.directions_, whole.directions_, atol=1e-4)
+    np.testing.assert_allclose(few.transform(x), whole.transform(x), atol=1e-4 * float(whole.transform(x).abs().max()))
+
+
+def test_shrinkage_lends_no_direction_to_few_long_vectors():
+    x = torch.randn(5, 9, generator=torch.Generator().manual_seed(0))
+    assert PCAWhitening(shrinkage=0.1).fit(x).directions_.shape == (9, 4)
+    assert PCAWhitening(shrinkage=0.1).fit(moments(x)).directions_.shape == (9, 9)
+    with pytest.raises(ValueError, match="5 dimensions of 4 directions"):
+        PCAWhitening(5, shrinkage=0.1).fit(x)
+
+
+def test_codes_of_fifty_thousand_dimensions_never_make_their_covariance():
+    x = torch.randn(40, 51_200, generator=torch.Generator().manual_seed(0))  # whose Σ would be of 21 GB
+    found = PCAWhitening(30).fit(x)
+    np.testing.assert_allclose(found.directions_.T @ found.directions_, np.eye(30), atol=1e-4)
+    np.testing.assert_allclose(covariance(found.transform(x).double().numpy()), np.eye(30), atol=1e-3)
 
 
 # ---- LDA filters ----

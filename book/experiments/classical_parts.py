@@ -42,7 +42,8 @@ def learners(groups, each, seed):
         # Sixteen directions: of 16, 32, 64 and 128 those in which two halves of the toy birds agree most (`mining.stability`).
         "assignment, one group": (mining.AssignedParts(total, dims=16, photographs=400, seed=seed), None),
         "assignment, by group": (mining.UnsupervisedParts(groups, each, seed=seed), None),
-        "patterns": (mining.PatternParts(each, support=0.02, seed=seed), groups),
+        # Two groups of one kind of object differ by their backdrops: there, as published, patterns are of all photographs.
+        "patterns": (mining.PatternParts(each if groups > 2 else total, support=0.02, seed=seed), groups if groups > 2 else None),
         "joint, alternating": (mining.JointParts(total, seed=seed), 10),
         "joint, gradient": (mining.JointParts(total, how="gradient", seed=seed), 10),
     }

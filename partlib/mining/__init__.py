@@ -12,6 +12,6 @@ from .patterns import PatternParts
 from .stability import stability
 
 __all__ = [
-    "AssignedParts", "ExemplarParts", "JointParts", "KMeansParts", "NothingFound", "Parts", "PatchParts", "PatternParts",
-    "UnsupervisedParts", "stability", "visual_groups",
+    "AssignedParts", "ExemplarParts", "JointParts", "KMeansParts", "NothingFound", "Parts", "PatchParts",
+    "PatternParts", "UnsupervisedParts", "stability", "visual_groups",
 ]  # fmt: skip

@@ -9,12 +9,11 @@ from jaxtyping import Int
 from torch.nn.functional import normalize
 
 from .. import matching
-from .._progress import progress
 from ..clustering import KMeans
 from ..regions import Regions
 from ..whitening import PCAWhitening, moments
-from .parts import NothingFound, Parts, made_by
-from .world import World, check_groups, some_of
+from .parts import NothingFound, Parts
+from .world import World, bag, check_groups, each_group, some_of
 
 
 @dataclass
@@ -28,8 +27,8 @@ class AssignedParts:
     Args:
         parts: for each group.
         solver: one of `matching`. presence: π, how often a part is expected in a photograph of its group.
-        dims: directions in which the world is described. Few: a mean of n regions picked among many fits their noise in each
-            further one, and two halves of the photographs agree less (`stability`).
+        dims: directions in which the world is described. Few: a mean of n regions picked among many fits their noise
+            in each further one, and two halves of the photographs agree less (`stability`).
         photographs: at most so many of a group, and of the rest, are looked at: time and memory do not grow with the others.
         seed: of whatever is drawn.
     """
@@ -55,10 +54,7 @@ class AssignedParts:
             return world.parts(means, np.full(len(means), -1), self, regions)
         groups = check_groups(groups, regions)
         means, owners = [], []
-        for g in progress(np.unique(groups), desc="parts of groups", unit="group", leave=False):
-            inside, outside = (some_of(np.flatnonzero(rows), self.photographs, self.seed) for rows in (groups == g, groups != g))
-            if len(inside) < 2:
-                continue
+        for g, inside, outside in each_group(groups, self.photographs, self.seed, least=2):
             x, rest = world.describe(regions[inside]), world.describe(regions[outside])
             means.append(self._solve(x, lambda filters: _answer(x, filters) / _answer(rest, filters)))
             owners += [g] * len(means[-1])
@@ -71,32 +67,29 @@ class AssignedParts:
 
 def _answer(x, filters):
     """How strongly each filter answers to a photograph: its best score, averaged over the photographs."""
-    return torch.einsum("nrd,pd->npr", x, filters).amax(2).mean(0).clamp(min=1e-6)
+    return bag(x, filters).mean(0).clamp(min=1e-6)
 
 
 @dataclass
-class UnsupervisedParts:
-    """Parts without any labels: visually similar photographs are grouped, and groups take the place of classes [Sicre et al. 2017].
+class Grouping:
+    """What a learner needs that makes its groups itself."""
+
+    groups: int = 20
+
+
+@dataclass
+class UnsupervisedParts(AssignedParts, Grouping):  # a dataclass takes the last base's fields first: groups, parts, …
+    """Parts without any labels: groups of similar photographs take the place of classes [Sicre et al. 2017].
 
     Args:
         groups: how many. parts, solver, presence, dims, photographs, seed: as in `AssignedParts`.
     """
 
-    groups: int = 20
-    parts: int = 10
-    solver: Callable = matching.soft_assign
-    presence: float = 1.0
-    dims: int = 32
-    photographs: int = 128
-    seed: int = 0
-
     def fit(self, regions: Regions, groups=None) -> Parts:
         """From the photographs alone; `groups`, where given, are used in place of its own."""
         if groups is None:
             groups = visual_groups(regions, self.groups, self.seed)
-        learner = AssignedParts(self.parts, self.solver, self.presence, self.dims, self.photographs, self.seed)
-        found = learner.fit(regions, groups)
-        return Parts(found.filters, found.offsets, found.groups, made_by(self, regions))
+        return super().fit(regions, groups)
 
 
 def visual_groups(regions: Regions, count: int, seed=0) -> Int[np.ndarray, "n"]:
@@ -105,9 +98,14 @@ def visual_groups(regions: Regions, count: int, seed=0) -> Int[np.ndarray, "n"]:
     A code is the mean of the photograph's regions, PCA-whitened to 64 directions by half, of length 1.
     """
     if len(regions) < 4:
-        raise NothingFound(f"{len(regions)} photographs do not make two groups in which parts recur: give four or more")
+        raise NothingFound(
+            f"{len(regions)} photographs do not make two groups in which parts recur: give four or more"
+        )
     if not 2 <= count <= len(regions) // 2:
-        raise NothingFound(f"{count} groups of {len(regions)} photographs: a part must recur inside a group and be rare outside, so take from 2 to {len(regions) // 2}")
+        raise NothingFound(
+            f"{count} groups of {len(regions)} photographs: a part must recur inside a group and be rare outside, "
+            f"so take from 2 to {len(regions) // 2}"
+        )
     codes_of = lambda some: (normalize(x.mean(1), dim=1) for x in some.batches())
     seen = moments(codes_of(regions[some_of(np.arange(len(regions)), 2000, seed)]))
     whitening = PCAWhitening(min(64, seen.n - 1, len(seen.mean)), shrinkage=0.01, power=0.25).fit(seen)

@@ -28,7 +28,9 @@ class KMeansParts:
         """From a sample of the regions; groups change nothing."""
         x = regions.sample(SAMPLE, self.seed)
         if len(torch.unique(x[: 4 * self.parts + 1000].round(decimals=5), dim=0)) < min(self.parts, len(x)):
-            raise NothingFound(f"there are fewer than {self.parts} different regions in these {len(regions)} photographs: ask for fewer parts")
+            raise NothingFound(
+                f"there are fewer than {self.parts} different regions in these {len(regions)} photographs: ask for fewer parts"
+            )
         means = KMeans(self.parts, seed=self.seed).fit(x).centroids_
         return Parts(means, -means.square().sum(1) / 2, about=made_by(self, regions))
 
@@ -50,5 +52,7 @@ class ExemplarParts:
         world = World.of(regions, self.dims, self.seed)
         exemplars = world.whitening.transform(regions.sample(self.parts, self.seed))
         if len(exemplars) < self.parts:
-            raise NothingFound(f"{self.parts} parts, but only {len(exemplars)} regions to be exemplars: ask for fewer parts")
+            raise NothingFound(
+                f"{self.parts} parts, but only {len(exemplars)} regions to be exemplars: ask for fewer parts"
+            )
         return world.parts(exemplars, np.full(self.parts, -1), self, regions)

@@ -14,7 +14,7 @@ from torch.nn.functional import normalize, one_hot
 from .._progress import progress
 from ..regions import Regions
 from .parts import Parts, made_by
-from .world import World, check_groups
+from .world import World, bag, check_groups
 
 DECAY = 1e-2  # λ of both penalties, on filters and on weights
 
@@ -65,11 +65,6 @@ class JointParts:
         return Parts(folded, offsets, about=made_by(self, regions) | {"objective": objective}, weights=weights)
 
 
-def bag(x: Float[Tensor, "n r D"], filters: Float[Tensor, "p D"]) -> Float[Tensor, "n p"]:
-    """b: each part's best score in each photograph."""
-    return torch.einsum("nrd,pd->npr", x, filters).amax(2)
-
-
 def hinge(scores: Float[Tensor, "n c"], y: Int[Tensor, "n"]) -> Float[Tensor, ""]:
     """mean_i max_y { [y ≠ y_i] + s_iy − s_iy_i }."""
     margin = 1 - one_hot(y, scores.shape[1]) + scores
@@ -103,9 +98,10 @@ def select(bags: Float[Tensor, "n q"], y: Int[Tensor, "n"], count: int, penalty=
 def svm(bags: Float[Tensor, "n p"], y: Int[Tensor, "n"]) -> Float[Tensor, "c p"]:
     """V of least O for fixed filters: a multi-class SVM without bias, by liblinear."""
     # liblinear's loss is ½ ‖V‖² + C Σ_i hinge_i; ours is λ ‖V‖² + (1/n) Σ_i hinge_i.
-    machine = LinearSVC(multi_class="crammer_singer", fit_intercept=False, C=1 / (2 * DECAY * len(bags)), max_iter=2000, random_state=0)
+    cost = 1 / (2 * DECAY * len(bags))
+    machine = LinearSVC(multi_class="crammer_singer", fit_intercept=False, C=cost, max_iter=2000, random_state=0)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # near enough: the alternation keeps V only where O is lower
+        warnings.simplefilter("ignore", ConvergenceWarning)  # near enough: V is kept only where O is lower
         machine.fit(bags.numpy(), y.numpy())
     weights = torch.from_numpy(machine.coef_).float()
     # Of two groups scikit-learn keeps V_1 − V_0 alone; the shortest V of this difference is opposite halves.

@@ -65,15 +65,18 @@ class Parts:
         """The same, a batch of photographs at a time, however many there are."""
         for x in regions.batches() if isinstance(regions, Regions) else regions.split(64):
             if x.shape[2] != self.filters.shape[1]:
-                raise ValueError(f"these parts were learnt on {self.filters.shape[1]} channels, the regions have {x.shape[2]}: take the maps they were learnt on")
+                raise ValueError(
+                    f"these parts were learnt on {self.filters.shape[1]} channels, the regions have {x.shape[2]}: "
+                    "take the maps they were learnt on"
+                )
             yield torch.einsum("nrd,pd->npr", x, self.filters.to(x)) + self.offsets.to(x)[:, None]
 
     def encode(self, regions: Regions, how="max") -> Float[Tensor, "n D"]:
         """Codes of all photographs, batch by batch.
 
         Args:
-            how: "max", "mean" or "both", as in `encoding.bag_of_parts`; "spatial" or "descriptors" for `encoding.spatial_bag` and
-                `encoding.part_descriptors`.
+            how: "max", "mean" or "both", as in `encoding.bag_of_parts`; "spatial" or "descriptors" for
+                `encoding.spatial_bag` and `encoding.part_descriptors`.
         """
         if how == "descriptors":
             return torch.cat([part_descriptors(x, next(self.scores(x))) for x in regions.batches()])
@@ -95,11 +98,14 @@ class Parts:
 
     def presence(self, regions: Regions) -> Float[np.ndarray, "p"]:
         """The share of photographs in which some region scores above 0."""
-        return (self.best(regions)[0] > 0).mean(0)
+        return self._present(regions).mean(0)
 
     def dead(self, regions: Regions) -> Int[np.ndarray, "q"]:
         """The parts that score above 0 in fewer than two photographs: they recur nowhere."""
-        return np.flatnonzero((self.best(regions)[0] > 0).sum(0) < 2)
+        return np.flatnonzero(self._present(regions).sum(0) < 2)
+
+    def _present(self, regions):
+        return self.best(regions)[0] > 0
 
     def duplicates(self, regions: Regions) -> float:
         """The share of pairs of parts, in percent, whose best regions overlap (IoU over ½), averaged over photographs."""
@@ -110,10 +116,13 @@ class Parts:
         upper = np.triu_indices(len(self), 1)
         return 100 * float(np.mean([overlap[np.ix_(row, row)][upper].mean() for row in where]))
 
-    def members(self, regions: Regions, count=8) -> tuple[Int[np.ndarray, "p m"], Int[np.ndarray, "p m"], Float[np.ndarray, "p m"]]:
+    def members(
+        self, regions: Regions, count=8
+    ) -> tuple[Int[np.ndarray, "p m"], Int[np.ndarray, "p m"], Float[np.ndarray, "p m"]]:
         """For the gallery: the photographs that answer most strongly to each part, the region in each, and its score."""
         scores, where = self.best(regions)
-        first = (-scores).argsort(0, kind="stable")[: check_count(min(count, len(scores)), len(scores), "members", "photographs")].T
+        count = check_count(min(count, len(scores)), len(scores), "members", "photographs")
+        first = (-scores).argsort(0, kind="stable")[:count].T
         part = np.arange(len(self))[:, None]
         return first, where[first, part], scores[first, part]
 
@@ -122,16 +131,20 @@ class Parts:
     def save(self, file):
         """Write them to a .safetensors file: arrays and a line of JSON, nothing that could run."""
         file = Path(file)
-        tensors = {"filters": self.filters, "offsets": self.offsets, "groups": torch.from_numpy(np.asarray(self.groups))}
+        groups = torch.from_numpy(np.asarray(self.groups))
+        tensors = {"filters": self.filters, "offsets": self.offsets, "groups": groups}
         tensors |= {} if self.weights is None else {"weights": self.weights}
         part = file.with_name(file.name + ".part")
         try:
-            save_file({name: value.contiguous().cpu() for name, value in tensors.items()}, part, {"parts": json.dumps(self.about)})
+            stored = {name: value.contiguous().cpu() for name, value in tensors.items()}
+            save_file(stored, part, {"parts": json.dumps(self.about)})
             os.replace(part, file)
         except (OSError, SafetensorError) as error:
             if part.exists():  # missing_ok would not do: the folder may be a file
                 part.unlink()
-            raise OSError(f"the parts could not be written to {file} ({error}): is there such a folder, and room on the disk?") from None
+            raise OSError(
+                f"the parts could not be written to {file} ({error}): is there such a folder, and room on the disk?"
+            ) from None
 
     @classmethod
     def load(cls, file) -> "Parts":
@@ -155,6 +168,11 @@ class Parts:
 
 def made_by(learner, regions: Regions) -> dict:
     """For `Parts.about`: a learner's name and settings, as JSON takes them, and what it learnt from."""
-    plain = lambda value: value.item() if isinstance(value, np.generic) else value if isinstance(value, (int, float, str)) else getattr(value, "__name__", str(value))
-    settings = {name: plain(value) for name, value in asdict(learner).items()}
+    settings = {name: _plain(value) for name, value in asdict(learner).items()}
     return {"learner": type(learner).__name__, **settings, "photographs": len(regions), "regions": len(regions.boxes)}
+
+
+def _plain(value):
+    if isinstance(value, np.generic):
+        return value.item()
+    return value if isinstance(value, (int, float, str)) else getattr(value, "__name__", str(value))

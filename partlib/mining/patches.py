@@ -11,28 +11,38 @@ from sklearn.svm import LinearSVC
 from threadpoolctl import threadpool_limits
 from torch import Tensor
 
-from .._progress import progress
 from ..clustering import KMeans
 from ..matching import distinct
 from ..regions import Regions
 from .parts import NothingFound, Parts, made_by
-from .world import World, check_groups, some_of
+from .world import World, bag, check_groups, each_group
 
 NEGATIVES = 300  # regions of the natural world in a detector's training, half of them the hardest
+RARE = 0.05  # the share of the natural world's photographs in which a detector may fire
 
 
 @dataclass
 class PatchParts:
     """Mid-level discriminative patches [Singh, Gupta and Efros 2012, section 2].
 
-    For each group: its photographs are the discovery set, the others the natural world, and both are halved. Regions of
-    one half are clustered; then, in turns, a linear SVM is trained for each cluster on one half against that half of the
-    world, and what it fires on most in the *other* half becomes the cluster. What fires on too little dies. So a cluster
-    survives only if it recurs where it was not trained.
+    For each group: its photographs are the discovery set D, the others the natural world N, and both are halved. Regions
+    of one half are clustered; then, in turns, a linear SVM (w, b) is trained for each cluster on one half against that
+    half of the world, and what it fires on most in the *other* half becomes the cluster. What fires in fewer than three
+    photographs there dies. So a cluster survives only if it recurs where it was not trained. Of a photograph i,
+
+        s_i = max_r ⟨w, x_ir⟩ + b,        i is fired on where s_i > τ,
+
+        worth = mean of the ten highest s_i, i ∈ D        (purity)
+              + #{i ∈ D: s_i > τ} / #{i ∈ D ∪ N: s_i > τ}        (discriminativeness),
+
+    of the halves not trained on. In the paper τ = −1, the SVM's margin for what is no member. On deep descriptors every
+    photograph has a region above it, so that no cluster dies and the second term is the same for all. Ours is set anew for
+    each detector: τ is what all but a twentieth of the photographs of N's other half stay under, so that firing in D more
+    often than in a twentieth is evidence, whatever the descriptors. It needs no label.
 
     Args:
         parts: for each group. clusters: to begin with, in each group. rounds: of training and firing.
-        top: members of a cluster, of different photographs; with fewer than three it dies.
+        top: members of a cluster, of different photographs.
         dims: directions in which the world is described; the paper takes HOG as it is.
         photographs: at most so many of a group, and of the rest, are looked at. seed: of whatever is drawn.
     """
@@ -50,14 +60,16 @@ class PatchParts:
         groups = check_groups(groups, regions, least=6)
         world = World.of(regions, self.dims, self.seed)
         detectors, owners = [], []
-        for g in progress(np.unique(groups), desc="patches of groups", unit="group", leave=False):
-            inside, outside = (some_of(np.flatnonzero(rows), self.photographs, self.seed) for rows in (groups == g, groups != g))
-            if len(inside) >= 6 and len(outside) >= 2:
+        for g, inside, outside in each_group(groups, self.photographs, self.seed, least=6, what="patches"):
+            if len(outside) >= 2:
                 found = self._of_group(world.describe(regions[inside]), world.describe(regions[outside]))
                 detectors += found
                 owners += [g] * len(found)
         if not detectors:
-            raise NothingFound("in no group of 6 photographs or more, with 2 or more outside, does a cluster of regions keep firing where it was not trained: take fewer, larger groups or more clusters")
+            raise NothingFound(
+                "in no group of 6 photographs or more, with 2 or more outside, does a cluster of regions keep firing where "
+                "it was not trained: take fewer, larger groups or more clusters"
+            )
         weights, biases = (torch.stack(values).float() for values in zip(*detectors))
         filters, offsets = world.whitening.fold(weights)
         return Parts(filters, offsets + biases, np.array(owners), made_by(self, regions))
@@ -73,13 +85,16 @@ class PatchParts:
             members = []
             for own in before:
                 detector = train(own, worlds[here].flatten(0, 1), self.seed)
-                if len(fired := firings(detector, halves[there], self.top)) >= 3:
+                fired = firings(detector, halves[there], self.top, threshold(*detector, worlds[there]))
+                if len(fired) >= 3:
                     detectors.append(detector)
                     members.append(fired)
         if not detectors:
             return []
         weights, biases = map(torch.stack, zip(*detectors))
-        kept = distinct(weights, worth(weights, biases, x, rest), min(self.parts, len(detectors)))
+        limits = threshold(weights, biases, worlds[there])
+        ranks = worth(weights, biases, halves[there], worlds[there], limits)
+        kept = distinct(weights, ranks, min(self.parts, len(detectors)))
         return [detectors[i] for i in kept.tolist()]
 
     def _first_members(self, x):
@@ -92,7 +107,9 @@ class PatchParts:
         return [x[rows, where[k, rows]] for k, rows in enumerate(first) if len(rows) >= 3]
 
 
-def train(members: Float[Tensor, "m D"], world: Float[Tensor, "q D"], seed=0) -> tuple[Float[Tensor, "D"], Float[Tensor, ""]]:
+def train(
+    members: Float[Tensor, "m D"], world: Float[Tensor, "q D"], seed=0
+) -> tuple[Float[Tensor, "D"], Float[Tensor, ""]]:
     """A linear SVM, members against the world, once on some of it and once more on the hardest of it."""
     drawn = np.random.default_rng(seed).permutation(len(world))[: NEGATIVES // 2]
     negatives = world[torch.from_numpy(drawn)]
@@ -107,19 +124,24 @@ def train(members: Float[Tensor, "m D"], world: Float[Tensor, "q D"], seed=0) ->
     return weight, bias
 
 
-def firings(detector, x: Float[Tensor, "n r D"], top: int) -> Float[Tensor, "m D"]:
-    """The regions it fires on most, one a photograph, at most `top`: those above −1, the margin of what is not a member."""
+def threshold(weights, biases, rest):
+    """τ: what the best scores of all but a share `RARE` of the world's photographs stay under, for each detector."""
+    best = bag(rest, torch.atleast_2d(weights)) + biases
+    return best.quantile(1 - RARE, dim=0).view(biases.shape)
+
+
+def firings(detector, x: Float[Tensor, "n r D"], top: int, limit=-1.0) -> Float[Tensor, "m D"]:
+    """The regions it fires on most, one a photograph, at most `top`: those above the limit, −1 in the paper."""
     weight, bias = detector
     scores, where = (x @ weight + bias).max(1)
     first = scores.argsort(descending=True)[:top]
-    first = first[scores[first] > -1]
+    first = first[scores[first] > limit]
     return x[first, where[first]]
 
 
-def worth(weights, biases, x, rest, members=10):
-    """Purity and discriminativeness: the mean score of the first members, and the share of firings that are in the group."""
-    best = lambda photographs: (torch.einsum("nrd,pd->npr", photographs, weights) + biases[:, None]).amax(2)
-    inside, outside = best(x), best(rest)
+def worth(weights, biases, x, rest, limits=-1.0, members=10):
+    """Purity and discriminativeness: the mean score of the first members, and the share of firings that are inside."""
+    inside, outside = (bag(photographs, weights) + biases for photographs in (x, rest))
     purity = inside.topk(min(members, len(x)), dim=0).values.mean(0)
-    fires = (inside > -1).float().sum(0)
-    return purity + fires / (fires + (outside > -1).float().sum(0)).clamp(min=1)
+    fires = (inside > limits).float().sum(0)
+    return purity + fires / (fires + (outside > limits).float().sum(0)).clamp(min=1)
