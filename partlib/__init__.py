@@ -10,9 +10,9 @@ __version__ = "0.1.0"
 
 _MODULES = {
     "data", "backbones", "features", "regions", "whitening", "clustering", "matching", "encoding", "mining",
-    "retrieval", "evaluation", "cam", "plots", "widgets",
+    "heads", "training", "partnet", "retrieval", "evaluation", "cam", "plots", "widgets",
 }  # fmt: skip
-_NAMES = {"Backbone": "backbones", "extract": "features", "Maps": "features", "encode": "encoding"}
+_NAMES = {"Backbone": "backbones", "extract": "features", "Maps": "features", "encode": "encoding", "PartNet": "partnet"}
 
 __all__ = sorted(_MODULES | set(_NAMES))
 

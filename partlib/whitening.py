@@ -3,8 +3,9 @@
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from ._checks import check_count, check_vectors
 
@@ -159,3 +160,75 @@ def lda_filters(means: Float[Tensor, "p d"], seen: Moments, shrinkage=0.1) -> Fl
             "take both from the same vectors"
         )
     return torch.linalg.solve(covariance, (means - seen.mean).T).T.float()
+
+
+@dataclass
+class NeighbourWhitening:
+    """Whitening by what nearest neighbours differ in: a discriminative whitening of codes that needs no labels.
+
+    Codes are made unit and centred. What differs between a code and its nearest others should not count:
+
+        W = mean over pairs (i, j ∈ N_k(i)) of ½ (z_i − z_j)(z_i − z_j)ᵀ + ε (tr W / d) I,    y = W^(−½) z,
+
+    then PCA of y to `dims`, and all once more with the neighbours found in that space. With matching pairs in place of neighbours it is the
+    learned whitening of Mikolajczyk and Matas [2007; Radenović et al. 2019, section 3.4]; with pairs of one k-means cluster, LDA on
+    pseudo-labels, which depends on the seed of k-means where this depends on none.
+
+    Args:
+        dims: of the result, or as many as the codes span. neighbours: k. shrinkage: ε; the larger, the nearer to plain PCA.
+        rounds: how often neighbours are looked for.
+
+    Attributes after `fit`: `mean_` (d), `projection_` (d, dims).
+    """
+
+    dims: int = 128
+    neighbours: int = 5
+    shrinkage: float = 1.0
+    rounds: int = 2
+
+    def fit(self, codes: Float[Tensor, "n d"]):
+        """From codes of `n` photographs, of which many should have another of their kind among them."""
+        z = normalize(check_vectors(codes, "codes").double(), dim=1)
+        n, d = z.shape
+        check_count(self.neighbours, n - 1, "neighbours", "other codes")
+        mean = z.mean(0)
+        # Differences of codes lie in the span of the codes: work there, in min(n − 1, d) dimensions.
+        _, lengths, span = torch.linalg.svd(z - mean, full_matrices=False)
+        span = span[lengths > 1e-6 * lengths[0].clamp(min=1e-6)].T
+        if span.shape[1] == 0:
+            raise ValueError(f"all {n} codes are the same, so no direction tells photographs apart: are they codes of different ones?")
+        z = (z - mean) @ span
+        found = z
+        for _ in range(self.rounds):
+            apart = (z[:, None] - z[nearest(found, self.neighbours)]).flatten(0, 1)
+            within = apart.T @ apart / (2 * len(apart))
+            within += self.shrinkage * within.diagonal().sum() / d * torch.eye(len(within), dtype=z.dtype, device=z.device)
+            whiten = torch.linalg.inv(torch.linalg.cholesky(within)).T
+            white = z @ whiten
+            strongest = torch.linalg.eigh(white.T @ white)[1].flip(1)[:, : self.dims]
+            projection = whiten @ strongest
+            found = z @ projection
+        projection = span @ projection
+        largest = projection.gather(0, projection.abs().argmax(0, keepdim=True))
+        self.mean_, self.projection_ = mean.float(), (projection * largest.sign()).float()
+        return self
+
+    def transform(self, codes: Float[Tensor, "n d"]) -> Float[Tensor, "n dims"]:
+        """Whitened codes of length 1."""
+        if not hasattr(self, "mean_"):
+            raise ValueError("this whitening knows no codes yet: call fit first")
+        codes = check_vectors(codes, "codes")
+        if codes.shape[1] != len(self.mean_):
+            raise ValueError(f"fitted on codes of {len(self.mean_)} dimensions, given {codes.shape[1]}: give such as it was fitted on")
+        return normalize((normalize(codes.float(), dim=1) - self.mean_) @ self.projection_, dim=1)
+
+
+def nearest(codes: Float[Tensor, "n d"], k: int) -> Int[Tensor, "n k"]:
+    """The k nearest other codes of each by cosine, a block of rows at a time."""
+    unit, found = normalize(codes, dim=1), []
+    for start in range(0, len(unit), 1024):
+        cosines = unit[start : start + 1024] @ unit.T
+        rows = torch.arange(len(cosines), device=codes.device)
+        cosines[rows, start + rows] = -torch.inf
+        found.append(cosines.topk(k, dim=1).indices)
+    return torch.cat(found)
