@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ._checks import check_maps
+from .heads import PartHead
 
 
 @dataclass(frozen=True)
@@ -73,3 +74,59 @@ def object_box(values: Float[Tensor, "height width"], threshold=0.2) -> tuple[in
     largest = 1 + np.argmax(np.bincount(areas.ravel(), minlength=count + 1)[1:])
     y, x = ndimage.find_objects((areas == largest).astype(int))[0]
     return x.start, y.start, x.stop, y.stop
+
+
+# Part-CAM: a part head's logit is ℓ_c = Σ_p V_cp b_p, so its parts' contributions need not be estimated.
+
+
+@dataclass(frozen=True)
+class PartContributions:
+    """κ[n, c, p] = V_cp b_p, what each part adds to each logit, and the `constant` (c,) that a batch norm leaves."""
+
+    values: Float[Tensor, "n c p"]
+    constant: Float[Tensor, "c"]
+
+    @property
+    def logits(self) -> Float[Tensor, "n c"]:
+        """The logits that these contributions explain: their sums, plus the constant."""
+        return self.values.sum(2) + self.constant
+
+
+@torch.no_grad()
+def part_contributions(head: PartHead, maps: Float[Tensor, "n d h w"]) -> PartContributions:
+    """What each part adds to each logit; without a part, a logit is less by exactly this."""
+    weights, constant = _decides(head).folded()
+    return PartContributions(weights[None] * head.bag(check_maps(maps))[:, None], constant)
+
+
+@torch.no_grad()
+def part_maps(head: PartHead, maps: Float[Tensor, "n d h w"], c: int) -> Float[Tensor, "n p h w"]:
+    """What each cell adds to the logit of class c by way of each part: V_cp α_pr S_pr of the regions r that cover it.
+
+    A region's share is spread evenly over its cells, so a part's map adds up to its contribution, whatever the pool. Regions that a
+    max pool passes over show nothing: they took no part in the decision. For how much each answers, see `evidence_maps`.
+    """
+    weights = _decides(head).folded()[0][c]
+    scores = head.scores(check_maps(maps))
+    return _painted(weights[:, None] * head.attention(scores) * scores, head, maps)
+
+
+@torch.no_grad()
+def evidence_maps(head: PartHead, maps: Float[Tensor, "n d h w"], c: int) -> Float[Tensor, "n p h w"]:
+    """V_cp S_pr of all regions, whether the pool took them or not: a picture of where evidence is. It adds up to nothing."""
+    return _painted(_decides(head).folded()[0][c][:, None] * head.scores(check_maps(maps)), head, maps)
+
+
+def _decides(head):
+    if head.classes is None:
+        raise ValueError("this head was learnt without classes, so it decides nothing that could be explained: fit(maps, labels) learns some")
+    return head
+
+
+def _painted(values, head, maps):
+    """Values of regions `(n, p, r)`, each spread over its region's cells."""
+    h, w = maps.shape[2:]
+    cover = torch.zeros(values.shape[2], h, w, dtype=values.dtype, device=values.device)
+    for r, (x0, y0, x1, y1) in enumerate(head.boxes(h, w).tolist()):
+        cover[r, y0:y1, x0:x1] = 1 / ((x1 - x0) * (y1 - y0))
+    return torch.einsum("npr,rhw->nphw", values, cover)

@@ -6,6 +6,8 @@
 generalised mean (GeM). So a logit is a sum over parts and regions of V_cp α_pr S_pr, whatever the pool: `cam` draws the terms.
 """
 
+import warnings
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
@@ -217,3 +219,16 @@ def diagnose(head: PartHead, maps: Float[Tensor, "n d h w"], foreground: Tensor 
         on = foreground[:, middle[:, 1], middle[:, 0]]
         found["foreground"] = 100 * float(on.gather(1, where.flatten(1)).float().mean())
     return found
+
+
+def warn_of_collapse(found: dict[str, float]):
+    """Say by name what `diagnose` found wrong, as a `Collapse` warning."""
+    wrong = [
+        f"{found['dead']:.0f} % of the parts are dead: they answer to no photograph more than to another" if found["dead"] > 5 else "",
+        f"{found['duplicates']:.0f} % of the pairs of parts look at the same regions" if found["duplicates"] > 30 else "",
+        f"filters are copies of one another (cosine {found['alike']:.2f})" if found["alike"] > 0.95 else "",
+        f"only {found['effective']:.1f} parts share all regions" if found["effective"] < 2 else "",
+    ]
+    if any(wrong):
+        hint = "give orthogonality or imbalance more weight, a lower rate, or ask for fewer parts"
+        warnings.warn(f"the parts collapsed: {'; '.join(filter(None, wrong))}. {hint[0].upper()}{hint[1:]}", Collapse, stacklevel=3)

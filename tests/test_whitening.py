@@ -290,3 +290,70 @@ def test_filter_of_one_class_of_two_is_fishers_discriminant():
 def test_the_filter_of_the_mean_of_everything_is_zero():
     x = correlated(30, 4)
     np.testing.assert_allclose(lda_filters(x.mean(0, keepdims=True), moments(x)), np.zeros((1, 4)), atol=1e-6)
+
+
+# ---- whitening by neighbours ----
+
+
+def kinds_in_noise(n=120, d=30, kinds=6, seed=0):
+    """Codes of some kinds along weak directions, with strong directions that say nothing of the kind."""
+    draw = torch.Generator().manual_seed(seed)
+    labels = torch.arange(n) % kinds
+    codes = 0.05 * torch.randn(n, d, generator=draw)
+    codes[:, :kinds] += 0.5 * torch.eye(kinds)[labels]
+    codes[:, kinds : kinds + 3] += 0.3 * torch.randn(n, 3, generator=draw)
+    return codes, labels
+
+
+def test_neighbour_whitening_equals_its_formula_written_out():
+    codes, _ = kinds_in_noise(n=60, d=10)
+    found = NeighbourWhitening(dims=4, neighbours=3, rounds=2).fit(codes)
+    z = torch.nn.functional.normalize(codes.double(), dim=1)
+    z = z - z.mean(0)
+    seen = z
+    for _ in range(2):
+        within, pairs = torch.zeros(10, 10, dtype=torch.float64), 0
+        for i in range(60):
+            cosines = torch.nn.functional.cosine_similarity(seen[i][None], seen)
+            cosines[i] = -2
+            for j in cosines.topk(3).indices:
+                within += torch.outer(z[i] - z[j], z[i] - z[j]) / 2
+                pairs += 1
+        within = within / pairs
+        within += within.trace() / 10 * torch.eye(10, dtype=torch.float64)
+        values, vectors = torch.linalg.eigh(within)
+        white = z @ (vectors * values.rsqrt()) @ vectors.T
+        strongest = torch.linalg.eigh(white.T @ white)[1][:, -4:]
+        seen = white @ strongest
+    expected = torch.nn.functional.normalize(seen, dim=1)
+    result = found.transform(codes).double()
+    torch.testing.assert_close(result @ result.T, expected @ expected.T, rtol=0, atol=1e-4)  # up to signs and order: the same cosines
+
+
+def test_neighbour_whitening_silences_what_neighbours_differ_in():
+    codes, labels = kinds_in_noise()
+    others, truth = kinds_in_noise(seed=1)
+    right = lambda x: float((labels[torch.cdist(x(others), x(codes)).argmin(1)] == truth).float().mean())
+    plain = right(lambda c: torch.nn.functional.normalize(c, dim=1))
+    assert right(NeighbourWhitening(dims=8).fit(codes).transform) >= plain
+    spread = NeighbourWhitening(dims=8).fit(codes).projection_.norm(dim=1)
+    assert spread[6:9].max() < spread[:6].min() / 2
+
+
+def test_neighbour_whitening_does_not_depend_on_the_order_and_takes_more_dimensions_than_codes():
+    codes, _ = kinds_in_noise(n=40, d=200)
+    shuffled = codes[torch.randperm(40)]
+    a, b = (NeighbourWhitening(dims=16).fit(x).transform(codes) for x in (codes, shuffled))
+    torch.testing.assert_close(a @ a.T, b @ b.T, rtol=0, atol=1e-4)
+
+
+def test_neighbour_whitening_answers_mistakes():
+    codes, _ = kinds_in_noise(n=20)
+    for mistake, words in [
+        (lambda: NeighbourWhitening(neighbours=20).fit(codes), "20 neighbours of 19"),
+        (lambda: NeighbourWhitening().fit(torch.ones(20, 5)), "are the same"),
+        (lambda: NeighbourWhitening().transform(codes), "call fit first"),
+        (lambda: NeighbourWhitening().fit(codes).transform(codes[:, :4]), "fitted on codes of 30"),
+    ]:
+        with pytest.raises(ValueError, match=words):
+            mistake()

@@ -9,8 +9,9 @@ from .pictures import BadPicture, read_picture
 from .products import groceries_full, packages
 from .published import butterflies, cub200, imagenet
 from .toy_birds import ToyBirds, toy_birds
+from .views import cropped, mirrored
 
 __all__ = [
-    "BadPicture", "DownloadError", "Photos", "Scene", "ToyBirds", "butterflies", "cub200", "folder", "groceries", "groceries_full",
-    "imagenet", "packages", "read_picture", "toy_birds",
+    "BadPicture", "DownloadError", "Photos", "Scene", "ToyBirds", "butterflies", "cropped", "cub200", "folder", "groceries", "groceries_full",
+    "imagenet", "mirrored", "packages", "read_picture", "toy_birds",
 ]  # fmt: skip

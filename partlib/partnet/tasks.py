@@ -1,0 +1,147 @@
+"""What a part network is trained for: right classes, codes near those of neighbours, or codes near their cluster's centroid."""
+
+import torch
+from torch.nn import functional as F
+
+from .. import heads, training
+from ..clustering import KMeans
+from ..whitening import nearest
+from .cells import foreground
+
+# Further terms of the loss by name: of the head, a batch of maps, and which cell is of which part in them.
+TERMS = {
+    "orthogonality": lambda head, maps, assigned: heads.orthogonality(head.filters.weight.flatten(1)) * head.parts,
+    "shared_use": lambda head, maps, assigned: heads.shared_use(head.classes.weight),
+    "indecision": lambda head, maps, assigned: heads.indecision(assigned),
+    "imbalance": lambda head, maps, assigned: heads.imbalance(assigned),
+    "spread": lambda head, maps, assigned: heads.spread(assigned[:, : head.parts]),
+    "absence": lambda head, maps, assigned: heads.absence(assigned[:, : head.parts]),
+    "inequivariance": lambda head, maps, assigned: heads.inequivariance(assigned, head.assignments(maps.flip(3))),
+}
+
+
+class _OnMaps(training.Task):
+    """A head on maps in memory, by the numbers of the photographs. The maps are no buffers: a checkpoint holds what is learnt."""
+
+    def __init__(self, head, seen, losses):
+        super().__init__()
+        unknown = set(losses) - set(TERMS)
+        if unknown:
+            raise ValueError(f"there is no loss {unknown.pop()!r}: further terms are {', '.join(TERMS)}")
+        self.head, self.seen, self.losses = head, seen, losses
+
+    def __len__(self):
+        return len(self.seen[0])
+
+    def further(self, maps):
+        """The further terms, weighed."""
+        of_cells = any(name not in ("orthogonality", "shared_use") for name in self.losses)
+        assigned = self.head.assignments(maps) if of_cells else None
+        return {name: weight * TERMS[name](self.head, maps, assigned) for name, weight in self.losses.items()}
+
+    def end(self, epoch):
+        some = self.seen[0][:: max(1, len(self) // 100)]
+        found = heads.diagnose(self.head, some, foreground(some))
+        self.head.train()
+        return found
+
+
+class WithLabels(_OnMaps):
+    """Cross-entropy of the right classes."""
+
+    def __init__(self, head, seen, labels, losses):
+        super().__init__(head, seen, losses)
+        self.labels = labels
+
+    def draw(self, rows, generator):
+        return rows, torch.randint(len(self.seen), (len(rows),), generator=generator)
+
+    def forward(self, rows, view):
+        maps = _pick(self.seen, rows, view)
+        return {"classes": F.cross_entropy(self.head(maps), self.labels[rows])} | self.further(maps)
+
+    def groups(self):
+        weights = list(self.head.classes.parameters())
+        own = {id(p) for p in weights}
+        return [{"params": [p for p in self.parameters() if id(p) not in own]}, {"params": weights, "scale": 10.0}]
+
+
+class _Unlabelled(_OnMaps):
+    """Codes of the moment: unit bags, centred at the mean of the epoch's beginning, unit again."""
+
+    def __init__(self, head, seen, losses, temperature):
+        super().__init__(head, seen, losses)
+        self.temperature = temperature
+        self.register_buffer("mean", torch.zeros(head.parts))
+
+    def codes(self, maps):
+        return F.normalize(F.normalize(self.head.bag(maps), dim=1) - self.mean, dim=1)
+
+    def begin(self, epoch, generator):
+        with torch.no_grad():
+            bags = torch.cat([F.normalize(self.head.bag(some), dim=1) for some in self.seen[0].split(200)])
+            self.mean.copy_(bags.mean(0))
+            return self.look(F.normalize(bags - self.mean, dim=1), generator)
+
+
+class WithNeighbours(_Unlabelled):
+    """Contrast: a photograph and one of its nearest are a pair, against the rest of the batch; mutual neighbours are not pushed apart.
+
+    Where there are other views of the photographs, one pair in five is a photograph and another view of itself.
+    """
+
+    def __init__(self, head, seen, losses, neighbours, temperature):
+        super().__init__(head, seen, losses, temperature)
+        self.register_buffer("near", torch.zeros(len(self), neighbours, dtype=torch.long))
+
+    def look(self, codes, generator):
+        self.near.copy_(nearest(codes, self.near.shape[1]))
+        return []
+
+    def draw(self, rows, generator):
+        chosen = torch.randint(self.near.shape[1], (len(rows), 1), generator=generator)
+        others, view = self.near[rows].gather(1, chosen)[:, 0], torch.zeros_like(rows)
+        if len(self.seen) > 1:
+            itself = torch.rand(len(rows), generator=generator) < 0.2
+            view = torch.where(itself, torch.randint(1, len(self.seen), (len(rows),), generator=generator), view)
+            others = torch.where(itself, rows, others)
+        return rows, others, view
+
+    def forward(self, rows, others, view):
+        maps = self.seen[0][rows]
+        codes, partners = self.codes(maps), self.codes(_pick(self.seen, others, view))
+        rows, others = training.gathered(rows), training.gathered(others)
+        return {"contrast": heads.contrast(training.gathered(codes), training.gathered(partners), self.alike(rows, others), self.temperature)} | self.further(maps)
+
+    def alike(self, rows, others):
+        """Which are one photograph, or each among the other's neighbours."""
+        there = (self.near[rows][:, :, None] == others).any(1)
+        back = (self.near[others][:, :, None] == rows).any(1).T
+        return (there & back) | (rows[:, None] == others)
+
+
+class WithClusters(_Unlabelled):
+    """Pseudo-labels: the clusters of the epoch's codes, their centroids the prototypes that the epoch starts from [as DeepCluster-v2]."""
+
+    def __init__(self, head, seen, losses, clusters, temperature):
+        super().__init__(head, seen, losses, temperature)
+        self.prototypes = torch.nn.Linear(head.parts, clusters, bias=False)
+        self.register_buffer("labels", torch.zeros(len(self), dtype=torch.long))
+
+    def look(self, codes, generator):
+        found = KMeans(len(self.prototypes.weight), spherical=True, seed=int(torch.randint(2**31, (1,), generator=generator))).fit(codes)
+        self.prototypes.weight.copy_(found.centroids_)
+        self.labels.copy_(torch.from_numpy(found.labels_))
+        return [self.prototypes.weight]
+
+    def forward(self, rows):
+        maps = self.seen[0][rows]
+        cosines = self.codes(maps) @ F.normalize(self.prototypes.weight, dim=1).T
+        return {"clusters": F.cross_entropy(cosines / self.temperature, self.labels[rows])} | self.further(maps)
+
+
+def _pick(seen, rows, view):
+    """Each photograph's map in its view."""
+    if len(seen) == 1:
+        return seen[0][rows]
+    return torch.stack([seen[v][row] for row, v in zip(rows.tolist(), view.tolist())])

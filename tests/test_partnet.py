@@ -1,0 +1,195 @@
+"""The part network: what it learns on planted parts, saved and killed and found again, and what it says when there is nothing to learn."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from common import close, one_sentence
+from sklearn.metrics import adjusted_rand_score
+
+import partlib as pl
+from partlib.mining import NothingFound, Parts
+from partlib.partnet import Subspace, foreground
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+KINDS, EACH, CHANNELS = 4, 12, 24
+
+
+def planted(seed=0, n=KINDS * EACH, side=6):
+    """Maps of four kinds: in a block inside, two cells of the kind's own two directions; the rest is weak clutter, stronger in common."""
+    draw = torch.Generator().manual_seed(seed)
+    maps = 0.3 * torch.rand(n, CHANNELS, side, side, generator=draw)
+    maps[:, -1] += 1.0  # the surroundings have a channel of their own
+    labels = np.arange(n) % KINDS
+    for i, kind in enumerate(labels):
+        y, x = (int(torch.randint(1, side - 2, (1,), generator=draw)) for _ in range(2))
+        maps[i, -1, y : y + 2, x : x + 2] = 0
+        maps[i, 2 * kind, y, x] += 3
+        maps[i, 2 * kind + 1, y + 1, x + 1] += 3
+        maps[i, 10, y : y + 2, x : x + 2] += 1  # what all objects share
+    return maps, labels
+
+
+def small(**options):
+    return pl.PartNet(**({"parts": 8, "dims": 8, "epochs": 4, "batch": 16, "within": 16, "clusters": 4, "neighbours": 3} | options))
+
+
+def knn(net, maps, labels):
+    codes = net.encode(maps)
+    return pl.evaluation.knn_accuracy(codes[::2], labels[::2], codes[1::2], labels[1::2], k=3)
+
+
+@pytest.mark.parametrize("how", ["neighbours", "clusters"])
+def test_planted_kinds_are_told_apart_without_labels(how):
+    maps, labels = planted()
+    labels = labels[np.argsort(np.arange(len(labels)) % 2, kind="stable")]
+    order = np.argsort(np.arange(len(maps)) % 2, kind="stable")
+    net = small(how=how).fit(planted(seed=1)[0])
+    assert knn(net, maps[torch.from_numpy(order)], labels) >= 95
+    assert net.history_[-1][{"neighbours": "contrast", "clusters": "clusters"}[how]] < net.history_[0][{"neighbours": "contrast", "clusters": "clusters"}[how]]
+
+
+def test_with_labels_planted_kinds_are_predicted_and_the_logit_is_explained():
+    maps, labels = planted()
+    net = small(epochs=30, rate=0.01).fit(maps, labels)
+    others, truth = planted(seed=2)
+    assert (net.predict(others) == truth).mean() > 0.95
+    explained = pl.cam.part_contributions(net.head_, others)
+    close(explained.logits, net.head_(others), 1e-4)
+    # What decides lies on the object: the maps of the right class have their mass on cells that are not surroundings.
+    drawn = torch.stack([pl.cam.part_maps(net.head_, others[[i]], int(truth[i]))[0].clamp(min=0).sum(0) for i in range(len(others))])
+    on = others[:, -1] < 0.5
+    assert float((drawn * on).sum() / drawn.sum()) > 0.8
+
+
+def test_same_seed_same_filters_other_seed_others():
+    maps, _ = planted()
+    a, b, c = (small(seed=seed).fit(maps).head_.filters.weight for seed in (0, 0, 1))
+    assert torch.equal(a, b) and not torch.equal(a, c)
+
+
+def test_filters_learnt_in_a_subspace_score_the_same_on_all_channels():
+    maps, _ = planted()
+    subspace = Subspace.of(maps, 10)
+    head = pl.heads.PartHead(10, 5)
+    within = head.scores(subspace.reduce(maps)).detach()
+    close(subspace.unfold(head).scores(maps).detach(), within, 1e-5)
+
+
+def test_foreground_is_what_the_border_has_not():
+    maps, _ = planted()
+    found = foreground(maps)
+    on = maps[:, -1] < 0.5
+    assert adjusted_rand_score(on.flatten(), found.flatten()) > 0.8
+
+
+def test_starts_from_parts_of_any_learner():
+    maps, _ = planted()
+    start = pl.mining.KMeansParts(8).fit(pl.regions.Regions(maps, pl.regions.grid(6, 6)))
+    net = small(epochs=1, rate=1e-9, within=CHANNELS).fit(maps, start=start)
+    cosine = torch.cosine_similarity(net.head_.filters.weight[:, :, 0, 0], start.filters)
+    assert (cosine > 0.999).all()
+    with pytest.raises(ValueError, match="make them as many"):
+        small(parts=5).fit(maps, start=start)
+    assert isinstance(start, Parts)
+
+
+def test_other_views_are_learnt_from():
+    maps, labels = planted()
+    net = small().fit(maps, views=[maps.flip(3)])
+    assert knn(net, maps, labels) >= 0 and len(net.history_) == 4
+
+
+@pytest.mark.parametrize("losses", ["indecision", "imbalance", "spread", "absence", "inequivariance"])
+def test_further_terms_are_lowered(losses):
+    maps, _ = planted()
+    history = small(losses=((losses, 3.0),), epochs=6, rate=0.02).fit(maps).history_
+    assert history[-1][losses] < history[0][losses]
+
+
+def test_saved_and_loaded_it_answers_the_same(tmp_path):
+    maps, labels = planted()
+    for net in (small(norm=True).fit(maps, labels), small(presence=True, background=True).fit(maps)):
+        net.save(tmp_path / "net.safetensors")
+        again = pl.PartNet.load(tmp_path / "net.safetensors")
+        close(again.encode(maps), net.encode(maps), 1e-6)
+        if net.classes_:
+            assert (again.predict(maps) == net.predict(maps)).all()
+
+
+def test_files_that_hold_no_network_are_refused(tmp_path):
+    with pytest.raises(FileNotFoundError, match="PartNet.save"):
+        pl.PartNet.load(tmp_path / "none")
+    (tmp_path / "bad").write_bytes(b"\x80\x04K\x01.")
+    with pytest.raises(ValueError, match="holds no part network"):
+        pl.PartNet.load(tmp_path / "bad")
+    net = small(epochs=1).fit(planted()[0])
+    with pytest.raises(OSError, match="room on the disk"):
+        net.save(tmp_path / "nowhere" / "net")
+
+
+MISTAKES = {
+    "three photographs": lambda maps: small().fit(maps[:3]),
+    "constant maps": lambda maps: small().fit(torch.ones_like(maps)),
+    "NaN": lambda maps: small().fit(maps.clone().fill_(float("nan"))),
+    "more parts than cells": lambda maps: small(parts=5000).fit(maps),
+    "another way": lambda maps: small(how="magic").fit(maps),
+    "another loss": lambda maps: small(losses=(("beauty", 1.0),)).fit(maps),
+    "not fitted": lambda maps: small().encode(maps),
+    "labels of others": lambda maps: small().fit(maps, [0, 1]),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_mistakes_are_answered_in_one_sentence(mistake):
+    with pytest.raises((ValueError, NothingFound)) as error:
+        MISTAKES[mistake](planted()[0])
+    one_sentence(error.value)
+
+
+def test_a_huge_rate_without_orthogonality_ends_in_a_named_state_not_in_nan():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        net = small(losses=(), rate=10.0, epochs=3).fit(planted()[0])
+    assert torch.isfinite(net.encode(planted()[0])).all()
+
+
+def test_copies_at_the_end_are_warned_of():
+    maps, labels = planted()
+    first = torch.rand(1, CHANNELS)
+    same = Parts(first.expand(8, -1).clone(), torch.zeros(8))
+    with pytest.warns(pl.heads.Collapse, match="copies"):
+        small(losses=(), rate=1e-6).fit(maps, start=same)
+
+
+KILLED = """
+import sys, torch
+sys.path.insert(0, "tests")
+torch.set_num_threads(1)
+from test_partnet import planted, small
+net = small(epochs=60).fit(planted()[0], checkpoint=sys.argv[1])
+torch.save(net.head_.state_dict(), sys.argv[2])
+"""
+
+
+def test_killed_and_started_again_it_ends_with_the_same_weights(tmp_path):
+    def started(name):
+        return subprocess.Popen([sys.executable, "-c", KILLED, str(tmp_path / f"{name}.ckpt"), str(tmp_path / f"{name}.pt")], env=os.environ | {"TQDM_DISABLE": "1"})
+
+    assert started("whole").wait() == 0
+    killed = started("killed")
+    while not (tmp_path / "killed.ckpt").exists():
+        time.sleep(0.02)
+    time.sleep(0.3)
+    killed.send_signal(signal.SIGKILL)
+    killed.wait()
+    assert started("killed").wait() == 0
+    whole, again = (torch.load(tmp_path / f"{name}.pt", weights_only=True) for name in ("whole", "killed"))
+    assert all(torch.equal(whole[name], again[name]) for name in whole)
