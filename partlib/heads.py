@@ -187,13 +187,13 @@ def diagnose(head: PartHead, maps: Float[Tensor, "n d h w"], foreground: Tensor 
     """What a look at an epoch's parts tells, shares in percent.
 
     Args:
-        foreground: `(n, h, w)` true on the object, where it is known or guessed (`features` of cells, `partnet.foreground`).
+        foreground: `(n, h, w)` true on the object, where it is known, or guessed (`partnet.foreground`).
 
     Returns:
-        dead: parts that are the best of no cell and whose bag is 0 or the same for all photographs. duplicates: pairs of parts whose
-        best regions overlap (IoU over ½), averaged over photographs. alike: the highest cosine of two filters, averaged over parts.
-        effective: exp(H) of how often each part is the best of a region. carriers: parts that carry 80 % of Σ |V b|. foreground: best
-        regions whose middle is on it.
+        dead: parts that are the best of no region and whose bag is the same for all photographs. duplicates: pairs of parts whose best
+        regions overlap (IoU over ½), averaged over photographs. alike: the highest cosine of each filter with another, averaged.
+        effective: exp(H) of how often each part is the best of a region, on the foreground where that is given. carriers: parts that
+        carry 80 % of Σ |V b|. foreground: best regions whose middle is on it.
     """
     scores = head.eval().scores(maps)
     n, p, r = scores.shape
@@ -202,7 +202,10 @@ def diagnose(head: PartHead, maps: Float[Tensor, "n d h w"], foreground: Tensor 
     where = scores.argmax(2)
     overlap = (iou(boxes, boxes) > 0.5).to(where.device)
     upper = torch.triu_indices(p, p, 1, device=where.device)
-    winners = torch.bincount(scores.argmax(1).flatten(), minlength=p).float()
+    middle = (boxes[:, :2] + boxes[:, 2:]) // 2
+    on = torch.ones(n, r, dtype=torch.bool) if foreground is None else foreground[:, middle[:, 1], middle[:, 0]]
+    best = scores.argmax(1)
+    winners = torch.bincount(best[on] if on.any() else best.flatten(), minlength=p).float()
     alike = F.normalize(head.filters.weight[:p].flatten(1), dim=1)
     cosines = (alike @ alike.T).fill_diagonal_(-1)
     found = {
@@ -215,8 +218,6 @@ def diagnose(head: PartHead, maps: Float[Tensor, "n d h w"], foreground: Tensor 
         evidence = (head.classes.weight.abs()[None] * bag.abs()[:, None]).mean((0, 1)).sort(descending=True).values
         found["carriers"] = float(1 + (evidence.cumsum(0) < 0.8 * evidence.sum()).sum())
     if foreground is not None:
-        middle = (boxes[:, :2] + boxes[:, 2:]) // 2
-        on = foreground[:, middle[:, 1], middle[:, 0]]
         found["foreground"] = 100 * float(on.gather(1, where.flatten(1)).float().mean())
     return found
 

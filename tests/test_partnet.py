@@ -43,17 +43,19 @@ def small(**options):
 
 def knn(net, maps, labels):
     codes = net.encode(maps)
-    return pl.evaluation.knn_accuracy(codes[::2], labels[::2], codes[1::2], labels[1::2], k=3)
+    return pl.evaluation.knn_accuracy(codes[:24], labels[:24], codes[24:], labels[24:], k=3)
 
 
 @pytest.mark.parametrize("how", ["neighbours", "clusters"])
 def test_planted_kinds_are_told_apart_without_labels(how):
-    maps, labels = planted()
-    labels = labels[np.argsort(np.arange(len(labels)) % 2, kind="stable")]
-    order = np.argsort(np.arange(len(maps)) % 2, kind="stable")
     net = small(how=how).fit(planted(seed=1)[0])
-    assert knn(net, maps[torch.from_numpy(order)], labels) >= 95
-    assert net.history_[-1][{"neighbours": "contrast", "clusters": "clusters"}[how]] < net.history_[0][{"neighbours": "contrast", "clusters": "clusters"}[how]]
+    assert knn(net, *planted()) >= 95
+
+
+def test_training_lowers_the_contrast():
+    maps, _ = planted()
+    learnt, left = (small(rate=rate, epochs=8).fit(maps).history_[-1]["contrast"] for rate in (3e-3, 1e-9))
+    assert learnt < left - 0.01
 
 
 def test_with_labels_planted_kinds_are_predicted_and_the_logit_is_explained():
@@ -104,13 +106,14 @@ def test_starts_from_parts_of_any_learner():
 def test_other_views_are_learnt_from():
     maps, labels = planted()
     net = small().fit(maps, views=[maps.flip(3)])
-    assert knn(net, maps, labels) >= 0 and len(net.history_) == 4
+    assert knn(net, maps, labels) >= 95 and len(net.history_) == 4
 
 
 @pytest.mark.parametrize("losses", ["indecision", "imbalance", "spread", "absence", "inequivariance"])
 def test_further_terms_are_lowered(losses):
     maps, _ = planted()
-    history = small(losses=((losses, 3.0),), epochs=6, rate=0.02).fit(maps).history_
+    mirrored = maps.flip(3) + 0.2 * torch.rand(maps.shape, generator=torch.Generator().manual_seed(5))  # a network's maps are not quite
+    history = small(losses=((losses, 3.0),), epochs=6, rate=0.02).fit(maps, views=[mirrored]).history_
     assert history[-1][losses] < history[0][losses]
 
 
@@ -142,6 +145,7 @@ MISTAKES = {
     "more parts than cells": lambda maps: small(parts=5000).fit(maps),
     "another way": lambda maps: small(how="magic").fit(maps),
     "another loss": lambda maps: small(losses=(("beauty", 1.0),)).fit(maps),
+    "no mirrored views": lambda maps: small(losses=(("inequivariance", 1.0),)).fit(maps),
     "not fitted": lambda maps: small().encode(maps),
     "labels of others": lambda maps: small().fit(maps, [0, 1]),
 }
@@ -151,7 +155,7 @@ MISTAKES = {
 def test_mistakes_are_answered_in_one_sentence(mistake):
     with pytest.raises((ValueError, NothingFound)) as error:
         MISTAKES[mistake](planted()[0])
-    one_sentence(error.value)
+    one_sentence(error)
 
 
 def test_a_huge_rate_without_orthogonality_ends_in_a_named_state_not_in_nan():

@@ -65,7 +65,7 @@ class Subspace:
 
     def reduce(self, maps) -> Float[Tensor, "n q h w"]:
         """Maps in these directions."""
-        return _each(maps, lambda some: torch.einsum("ndhw,dq->nqhw", some, self.basis))
+        return each(maps, lambda some: torch.einsum("ndhw,dq->nqhw", some, self.basis))
 
     def unfold(self, head: PartHead) -> PartHead:
         """The same head on all channels."""

@@ -66,7 +66,7 @@ class PartNet:
 
         Args:
             maps: of the training photographs alone. labels: `(n,)` class numbers, to learn with them.
-            views: maps of the same photographs seen otherwise (`data.mirrored`, `data.cropped`).
+            views: maps of the same photographs seen otherwise (`data.mirrored`, `data.cropped`), the mirrored ones first.
             start: parts to start from, as many as `parts`; clusters of foreground cells by default.
             checkpoint: a file to go on from, as in `training.fit`.
 
@@ -133,6 +133,7 @@ class PartNet:
 
     def encode(self, maps) -> Float[Tensor, "n dims"]:
         """Codes of length 1: `joined`, whitened by its neighbours among the training photographs."""
+        self._learnt()
         return self.whitening_.transform(self.joined(maps))
 
     def predict(self, maps) -> Int[np.ndarray, "n"]:

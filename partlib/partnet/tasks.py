@@ -8,15 +8,15 @@ from ..clustering import KMeans
 from ..whitening import nearest
 from .cells import foreground
 
-# Further terms of the loss by name: of the head, a batch of maps, and which cell is of which part in them.
+# Further terms of the loss by name: of the head, and of which cell is of which part in a batch, and in its mirrored pictures.
 TERMS = {
-    "orthogonality": lambda head, maps, assigned: heads.orthogonality(head.filters.weight.flatten(1)) * head.parts,
-    "shared_use": lambda head, maps, assigned: heads.shared_use(head.classes.weight),
-    "indecision": lambda head, maps, assigned: heads.indecision(assigned),
-    "imbalance": lambda head, maps, assigned: heads.imbalance(assigned),
-    "spread": lambda head, maps, assigned: heads.spread(assigned[:, : head.parts]),
-    "absence": lambda head, maps, assigned: heads.absence(assigned[:, : head.parts]),
-    "inequivariance": lambda head, maps, assigned: heads.inequivariance(assigned, head.assignments(maps.flip(3))),
+    "orthogonality": lambda head, assigned, mirrored: heads.orthogonality(head.filters.weight.flatten(1)) * head.parts,
+    "shared_use": lambda head, assigned, mirrored: heads.shared_use(head.classes.weight),
+    "indecision": lambda head, assigned, mirrored: heads.indecision(assigned),
+    "imbalance": lambda head, assigned, mirrored: heads.imbalance(assigned),
+    "spread": lambda head, assigned, mirrored: heads.spread(assigned[:, : head.parts]),
+    "absence": lambda head, assigned, mirrored: heads.absence(assigned[:, : head.parts]),
+    "inequivariance": lambda head, assigned, mirrored: heads.inequivariance(assigned, mirrored),
 }
 
 
@@ -28,16 +28,19 @@ class _OnMaps(training.Task):
         unknown = set(losses) - set(TERMS)
         if unknown:
             raise ValueError(f"there is no loss {unknown.pop()!r}: further terms are {', '.join(TERMS)}")
+        if "inequivariance" in losses and len(seen) < 2:
+            raise ValueError("inequivariance compares with mirrored photographs, so give their maps too: views=[extract(backbone, mirrored(photos))]")
         self.head, self.seen, self.losses = head, seen, losses
 
     def __len__(self):
         return len(self.seen[0])
 
-    def further(self, maps):
+    def further(self, rows):
         """The further terms, weighed."""
         of_cells = any(name not in ("orthogonality", "shared_use") for name in self.losses)
-        assigned = self.head.assignments(maps) if of_cells else None
-        return {name: weight * TERMS[name](self.head, maps, assigned) for name, weight in self.losses.items()}
+        assigned = self.head.assignments(self.seen[0][rows]) if of_cells else None
+        mirrored = self.head.assignments(self.seen[1][rows]) if "inequivariance" in self.losses else None
+        return {name: weight * TERMS[name](self.head, assigned, mirrored) for name, weight in self.losses.items()}
 
     def end(self, epoch):
         some = self.seen[0][:: max(1, len(self) // 100)]
@@ -58,7 +61,7 @@ class WithLabels(_OnMaps):
 
     def forward(self, rows, view):
         maps = _pick(self.seen, rows, view)
-        return {"classes": F.cross_entropy(self.head(maps), self.labels[rows])} | self.further(maps)
+        return {"classes": F.cross_entropy(self.head(maps), self.labels[rows])} | self.further(rows)
 
     def groups(self):
         weights = list(self.head.classes.parameters())
@@ -109,9 +112,9 @@ class WithNeighbours(_Unlabelled):
 
     def forward(self, rows, others, view):
         maps = self.seen[0][rows]
-        codes, partners = self.codes(maps), self.codes(_pick(self.seen, others, view))
-        rows, others = training.gathered(rows), training.gathered(others)
-        return {"contrast": heads.contrast(training.gathered(codes), training.gathered(partners), self.alike(rows, others), self.temperature)} | self.further(maps)
+        codes, partners = training.gathered(self.codes(maps)), training.gathered(self.codes(_pick(self.seen, others, view)))
+        known = self.alike(training.gathered(rows), training.gathered(others))
+        return {"contrast": heads.contrast(codes, partners, known, self.temperature)} | self.further(rows)
 
     def alike(self, rows, others):
         """Which are one photograph, or each among the other's neighbours."""
@@ -137,7 +140,7 @@ class WithClusters(_Unlabelled):
     def forward(self, rows):
         maps = self.seen[0][rows]
         cosines = self.codes(maps) @ F.normalize(self.prototypes.weight, dim=1).T
-        return {"clusters": F.cross_entropy(cosines / self.temperature, self.labels[rows])} | self.further(maps)
+        return {"clusters": F.cross_entropy(cosines / self.temperature, self.labels[rows])} | self.further(rows)
 
 
 def _pick(seen, rows, view):
