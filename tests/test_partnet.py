@@ -197,3 +197,28 @@ def test_killed_and_started_again_it_ends_with_the_same_weights(tmp_path):
     assert started("killed").wait() == 0
     whole, again = (torch.load(tmp_path / f"{name}.pt", weights_only=True) for name in ("whole", "killed"))
     assert all(torch.equal(whole[name], again[name]) for name in whole)
+
+
+TWO = """
+import sys, torch
+sys.path.insert(0, "tests")
+torch.set_num_threads(1)
+from test_partnet import planted, small
+maps, labels = planted()
+for name, net in (("without", small().fit(maps)), ("with", small(losses=(("orthogonality", 0.1), ("shared_use", 0.1))).fit(maps, labels))):
+    if not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0:
+        torch.save(net.head_.state_dict(), f"{sys.argv[1]}-{name}.pt")
+"""
+
+
+def test_two_processes_learn_what_one_does(tmp_path):
+    (tmp_path / "two.py").write_text(TWO, encoding="utf-8")
+    environment = os.environ | {"TQDM_DISABLE": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": "tests"}
+    one = [sys.executable, str(tmp_path / "two.py"), str(tmp_path / "one")]
+    two = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(tmp_path / "two.py"), str(tmp_path / "two")]
+    for command in (one, two):
+        subprocess.run(command, env=environment, check=True, capture_output=True, timeout=240)
+    for name in ("without", "with"):
+        alone, shared = (torch.load(tmp_path / f"{which}-{name}.pt", weights_only=True) for which in ("one", "two"))
+        for key in alone:
+            close(shared[key], alone[key], 1e-5)

@@ -9,21 +9,17 @@ import argparse
 import json
 import os
 import resource
-import subprocess
-import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import torch
-from tqdm import tqdm
+from runs import CACHE, RESULTS, complete
 
 import partlib as pl
 from partlib import evaluation, mining, retrieval
 from partlib.regions import Regions, grid
 
-RECORD = Path(__file__).parents[1] / "results" / "classical_parts.json"
-CACHE = Path(__file__).parents[2] / "data" / "cache"
+RECORD = RESULTS / "classical_parts.json"
 # Photographs, the size they are seen in, and the parts to learn: groups of photographs, parts of each.
 SETS = {
     "groceries": lambda: (pl.data.groceries(), 256, (10, 4)),
@@ -104,17 +100,9 @@ def main():
         name, which, seed = options.one
         print(json.dumps(run(name, which, int(seed))))
         return
-    rows = json.loads(RECORD.read_text(encoding="utf-8")) if RECORD.exists() else []
-    done = {(row["learner"], row["set"], row["seed"]) for row in rows}
     known = [which for which in options.set if which != "CUB, 20 kinds" or "PARTLIB_DATA" in os.environ]
     wanted = [(name, which, seed) for seed in range(options.seeds) for which in known for name in options.learner]
-    for one in tqdm([one for one in wanted if one not in done], desc="learners", unit="run"):
-        command = [sys.executable, __file__, "--one", *map(str, one)]
-        made = subprocess.run(command, stdout=subprocess.PIPE, env=os.environ | {"TQDM_DISABLE": "1"}, check=True, text=True)
-        rows.append({key: round(value, 3) if isinstance(value, float) else value for key, value in json.loads(made.stdout).items()})
-        part = RECORD.with_suffix(".part")
-        part.write_text(json.dumps(rows, indent=0, ensure_ascii=False) + "\n", encoding="utf-8")
-        os.replace(part, RECORD)
+    complete(__file__, RECORD, wanted, ("learner", "set", "seed"))
 
 
 if __name__ == "__main__":

@@ -140,6 +140,11 @@ class PartNet:
         """The class of the highest logit, where it was learnt with labels."""
         return each(maps, self._learnt()).argmax(1).cpu().numpy()
 
+    def as_parts(self) -> Parts:
+        """Its filters as detectors of regions, for the gallery and for every measure that takes `Parts`; 0 is a cosine of 0."""
+        filters = self._learnt().filters.weight[: self.parts].flatten(1)
+        return Parts(filters, torch.zeros(self.parts), about={"learner": "PartNet", "seed": self.seed})
+
     def _learnt(self):
         if not hasattr(self, "head_"):
             raise ValueError("this part network knows no photographs yet: call fit(maps) first")
