@@ -148,7 +148,7 @@ def spread(assigned: Float[Tensor, "n p h w"]) -> Float[Tensor, ""]:
 
 
 def inequivariance(assigned: Float[Tensor, "n p h w"], mirrored: Float[Tensor, "n p h w"]) -> Float[Tensor, ""]:
-    """½ Σ_p |a − a'|, mean over cells: how much the parts of the mirrored pictures are not the parts, mirrored."""
+    """½ ‖a − a'‖₁ of a cell, mean over cells: how much the parts of the mirrored pictures are not the parts, mirrored."""
     return (assigned - mirrored.flip(3)).abs().sum(1).mean() / 2
 
 
@@ -193,7 +193,7 @@ def diagnose(head: PartHead, maps: Float[Tensor, "n d h w"], foreground: Tensor 
         dead: parts that are the best of no region and whose bag is the same for all photographs. duplicates: pairs of parts whose best
         regions overlap (IoU over ½), averaged over photographs. alike: the highest cosine of each filter with another, averaged.
         effective: exp(H) of how often each part is the best of a region, on the foreground where that is given. carriers: parts that
-        carry 80 % of Σ |V b|. foreground: best regions whose middle is on it.
+        carry 80 % of all contributions, without their signs. foreground: best regions whose middle is on it.
     """
     scores = head.eval().scores(maps)
     n, p, r = scores.shape

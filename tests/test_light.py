@@ -18,7 +18,7 @@ ROAD = (
     "training", "partnet", "pretext", "selfcluster", "retrieval", "evaluation", "cam", "plots", "widgets", "report",
     "cli", "bench",
 )  # fmt: skip
-HELPERS = ("_checks", "_progress")  # of no stage: all may import them, and they import none
+HELPERS = ("_checks", "_files", "_progress")  # of no stage: all may import them, and they import none
 
 names = [str(file.relative_to(ROOT)) for file in FILES]
 every_file = pytest.mark.parametrize("file", FILES, ids=names)

@@ -211,7 +211,7 @@ def test_a_view_of_other_parts_is_saved_too(tmp_path):
 
 def test_a_missing_file(tmp_path):
     for missing in (tmp_path / "none", tmp_path):
-        assert "Parts.save(file) writes one" in refusal(FileNotFoundError, partial(Parts.load, missing))
+        assert "save(file) writes one" in refusal(FileNotFoundError, partial(Parts.load, missing))
 
 
 def test_every_shortened_file_is_damaged(tmp_path):

@@ -1,17 +1,13 @@
 """Learnt parts: detectors that score any region, and what is asked of them."""
 
-import json
-import os
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
+from .. import _files
 from .. import regions as boxes_
 from .._checks import check_count
 from ..encoding import bag_of_parts, part_descriptors, spatial_bag
@@ -130,21 +126,9 @@ class Parts:
 
     def save(self, file):
         """Write them to a .safetensors file: arrays and a line of JSON, nothing that could run."""
-        file = Path(file)
-        groups = torch.from_numpy(np.asarray(self.groups))
-        tensors = {"filters": self.filters, "offsets": self.offsets, "groups": groups}
+        tensors = {"filters": self.filters, "offsets": self.offsets, "groups": torch.from_numpy(np.asarray(self.groups))}
         tensors |= {} if self.weights is None else {"weights": self.weights}
-        part = file.with_name(file.name + ".part")
-        try:
-            stored = {name: value.contiguous().cpu() for name, value in tensors.items()}
-            save_file(stored, part, {"parts": json.dumps(self.about)})
-            os.replace(part, file)
-        except (OSError, SafetensorError) as error:
-            if part.exists():  # missing_ok would not do: the folder may be a file
-                part.unlink()
-            raise OSError(
-                f"the parts could not be written to {file} ({error}): is there such a folder, and room on the disk?"
-            ) from None
+        _files.write(file, tensors, self.about, "parts")
 
     @classmethod
     def load(cls, file) -> "Parts":
@@ -154,16 +138,7 @@ class Parts:
             FileNotFoundError: no such file.
             ValueError: it is damaged, or holds something else.
         """
-        if not Path(file).is_file():
-            raise FileNotFoundError(f"there is no file {file}: Parts.save(file) writes one")
-        try:
-            with safe_open(file, "pt") as stored:
-                about = json.loads(stored.metadata()["parts"])
-                filters, offsets, groups = (stored.get_tensor(name) for name in ("filters", "offsets", "groups"))
-                weights = stored.get_tensor("weights") if "weights" in stored.keys() else None
-        except (SafetensorError, KeyError, TypeError, json.JSONDecodeError):
-            raise ValueError(f"{file} holds no parts, or is damaged: learn them again, or fetch the file again") from None
-        return cls(filters, offsets, groups.numpy(), about, weights)
+        return _files.read(file, "parts", lambda t, about: cls(t["filters"], t["offsets"], t["groups"].numpy(), about, t.get("weights")))
 
 
 def made_by(learner, regions: Regions) -> dict:

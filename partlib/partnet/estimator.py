@@ -1,20 +1,15 @@
 """PartNet, the part network as a reader uses it."""
 
-import json
-import os
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Sequence
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional as F
 
-from .. import training
+from .. import _files, training
 from .._checks import check_count, check_labels
 from ..clustering import KMeans
 from ..encoding import join, rmac
@@ -155,16 +150,9 @@ class PartNet:
     def save(self, file):
         """Write it to a .safetensors file: arrays and a line of JSON."""
         tensors = {f"head.{name}": value for name, value in self._learnt().state_dict().items()}
-        tensors |= {"mean": self.mean_, "pooled_mean": self.pooled_mean_, "whitening.mean": self.whitening_.mean_, "whitening.projection": self.whitening_.projection_}
-        file = Path(file)
-        part = file.with_name(file.name + ".part")
-        try:
-            save_file({name: value.contiguous().cpu() for name, value in tensors.items()}, part, {"partnet": json.dumps(asdict(self) | {"classes": self.classes_})})
-            os.replace(part, file)
-        except (OSError, SafetensorError) as error:
-            if part.exists():
-                part.unlink()
-            raise OSError(f"the part network could not be written to {file} ({error}): is there such a folder, and room on the disk?") from None
+        tensors |= {"mean": self.mean_, "pooled_mean": self.pooled_mean_}
+        tensors |= {"whitening.mean": self.whitening_.mean_, "whitening.projection": self.whitening_.projection_}
+        _files.write(file, tensors, asdict(self) | {"classes": self.classes_}, "part network")
 
     @classmethod
     def load(cls, file) -> "PartNet":
@@ -174,21 +162,19 @@ class PartNet:
             FileNotFoundError: no such file.
             ValueError: it is damaged, or holds something else.
         """
-        if not Path(file).is_file():
-            raise FileNotFoundError(f"there is no file {file}: PartNet.save(file) writes one")
-        try:
-            with safe_open(file, "pt") as stored:
-                about = json.loads(stored.metadata()["partnet"])
-                tensors = {name: stored.get_tensor(name) for name in stored.keys()}
-            classes = about.pop("classes")
-            net = cls(**{name: tuple(map(tuple, value)) if name == "losses" else value for name, value in about.items()})
-            channels = tensors["head.filters.weight"].shape[1]
-            net.head_ = PartHead(channels, net.parts, classes, net.pool, net.sizes, presence=net.presence, background=net.background, norm="head.norm.running_mean" in tensors)
-            net.head_.load_state_dict({name[5:]: value for name, value in tensors.items() if name.startswith("head.")})
-            net.head_.eval().requires_grad_(False)
-            net.classes_, net.mean_, net.pooled_mean_ = classes, tensors["mean"], tensors["pooled_mean"]
-            net.whitening_ = NeighbourWhitening(net.dims)
-            net.whitening_.mean_, net.whitening_.projection_ = tensors["whitening.mean"], tensors["whitening.projection"]
-        except (SafetensorError, KeyError, TypeError, RuntimeError, json.JSONDecodeError):
-            raise ValueError(f"{file} holds no part network, or is damaged: learn it again, or fetch the file again") from None
+        return _files.read(file, "part network", cls._of)
+
+    @classmethod
+    def _of(cls, tensors, about):
+        classes, losses = about.pop("classes"), tuple(map(tuple, about.pop("losses")))
+        net = cls(**about, losses=losses)
+        net.head_ = PartHead(
+            tensors["head.filters.weight"].shape[1], net.parts, classes, net.pool, net.sizes, presence=net.presence,
+            background=net.background, norm="head.norm.running_mean" in tensors,
+        )  # fmt: skip
+        net.head_.load_state_dict({name[5:]: value for name, value in tensors.items() if name.startswith("head.")})
+        net.head_.eval().requires_grad_(False)
+        net.classes_, net.mean_, net.pooled_mean_ = classes, tensors["mean"], tensors["pooled_mean"]
+        net.whitening_ = NeighbourWhitening(net.dims)
+        net.whitening_.mean_, net.whitening_.projection_ = tensors["whitening.mean"], tensors["whitening.projection"]
         return net
