@@ -189,11 +189,10 @@ def diagnose(head: PartHead, maps: Float[Tensor, "n d h w"], foreground: Tensor 
     Args:
         foreground: `(n, h, w)` true on the object, where it is known, or guessed (`partnet.foreground`).
 
-    Returns:
-        dead: parts that are the best of no region and whose bag is the same for all photographs. duplicates: pairs of parts whose best
-        regions overlap (IoU over ½), averaged over photographs. alike: the highest cosine of each filter with another, averaged.
-        effective: exp(H) of how often each part is the best of a region, on the foreground where that is given. carriers: parts that
-        carry 80 % of all contributions, without their signs. foreground: best regions whose middle is on it.
+    The numbers: `dead`, parts that are the best of no region and whose bag is the same for all photographs. `duplicates`, pairs of parts whose best
+    regions overlap (IoU over ½), averaged over photographs. `alike`, the highest cosine of each filter with another, averaged.
+    `effective`, exp(H) of how often each part is the best of a region, on the foreground where that is given. `carriers`, parts that
+    carry 80 % of all contributions, without their signs. `foreground`, best regions whose middle is on it.
     """
     scores = head.eval().scores(maps)
     n, p, r = scores.shape
