@@ -13,6 +13,7 @@ import signal
 import threading
 import time
 import zipfile
+from abc import ABC, abstractmethod
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Callable
@@ -37,23 +38,24 @@ class DamagedCheckpoint(ValueError):
     """A file that holds no checkpoint of this run; the message says why and what to do."""
 
 
-class Task(nn.Module):
+class Task(nn.Module, ABC):
     """What `fit` trains: a module that knows `n` examples by their numbers, and what is lost on some of them.
 
     Everything that a run must find again belongs to its parameters and buffers, of lasting shapes: pseudo-labels and memory
     banks too.
     """
 
+    @abstractmethod
     def __len__(self):
-        raise NotImplementedError
+        """n."""
 
     def draw(self, rows: Int[Tensor, "m"], generator: torch.Generator) -> tuple[Tensor, ...]:
         """What one step works on: tensors of `m` entries, one for each example, and all of the step's chance."""
         return (rows,)
 
+    @abstractmethod
     def forward(self, *drawn: Tensor) -> dict[str, Tensor]:
         """The terms of the loss by name, each a number, weighed; means over the examples."""
-        raise NotImplementedError
 
     def begin(self, epoch: int, generator: torch.Generator) -> list[nn.Parameter]:
         """Whatever comes before an epoch, as clustering; the parameters that start anew, whose momentum is forgotten."""

@@ -191,7 +191,7 @@ def test_dead_parts_are_told_by_name():
 def test_sound_parts_are_not_complained_of():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        warn_of_collapse(diagnose(PartHead(12, 6, 3), some_maps(n=8, h=8, w=8)))
+        assert warn_of_collapse(diagnose(PartHead(12, 6, 3), some_maps(n=8, h=8, w=8))) is None
 
 
 def test_share_of_best_regions_on_the_foreground():

@@ -82,7 +82,7 @@ def test_filters_learnt_in_a_subspace_score_the_same_on_all_channels():
     subspace = Subspace.of(maps, 10)
     head = pl.heads.PartHead(10, 5)
     within = head.scores(subspace.reduce(maps)).detach()
-    close(subspace.unfold(head).scores(maps).detach(), within, 1e-5)
+    assert torch.allclose(subspace.unfold(head).scores(maps), within, atol=1e-5)
 
 
 def test_foreground_is_what_the_border_has_not():

@@ -276,7 +276,7 @@ def test_an_old_file_stays_where_the_new_one_could_not_be_written(tmp_path, monk
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("partlib.mining.parts.os.replace", full)
+    monkeypatch.setattr("partlib._files.os.replace", full)
     assert "No space left" in refusal(OSError, lambda: some_parts(seed=1).save(tmp_path / "parts"))
     assert equal(Parts.load(tmp_path / "parts"), parts) and [file.name for file in tmp_path.iterdir()] == ["parts"]
 

@@ -234,6 +234,7 @@ def test_outside_the_main_thread(never_stopped, tmp_path):
     thread = threading.Thread(target=long_run, args=[tmp_path])
     thread.start()
     thread.join()
+    assert (tmp_path / "result.pt").exists(), "the run in the thread failed"
     same(torch.load(tmp_path / "result.pt"), never_stopped)
 
 
