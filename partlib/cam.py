@@ -9,15 +9,16 @@ it without the factor 1/hw, and each map stretched to its own range, which hides
 """
 
 from dataclasses import dataclass
+from typing import Sequence
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from scipy import ndimage
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ._checks import check_maps
+from ._checks import check_labels, check_maps
 from .heads import PartHead
 
 
@@ -117,10 +118,113 @@ def evidence_maps(head: PartHead, maps: Float[Tensor, "n d h w"], c: int) -> Flo
     return _painted(_decides(head).folded()[0][c][:, None] * head.scores(check_maps(maps)), head, maps)
 
 
+@dataclass(frozen=True)
+class ScoreSheet:
+    """One decision written out, what adds most first: `contributions` κ_p = w_p b_p of `weights` and `bag`, and the `constant`.
+
+    `parts` are the numbers of the parts, `boxes` their strongest regions in cells of a map of `cells` = (h, w). A part that is absent, with
+    no region over its threshold, has the empty box 0, 0, 0, 0.
+    """
+
+    c: int
+    against: int | None
+    parts: Int[Tensor, "p"]
+    contributions: Float[Tensor, "p"]
+    weights: Float[Tensor, "p"]
+    bag: Float[Tensor, "p"]
+    boxes: Int[Tensor, "p 4"]
+    cells: tuple[int, int]
+    constant: Float[Tensor, ""]
+
+    @property
+    def total(self) -> Float[Tensor, ""]:
+        """The logit of class c, or its lead over `against`: the sum of the sheet."""
+        return self.contributions.sum() + self.constant
+
+
+@torch.no_grad()
+def score_sheet(head: PartHead, maps: Float[Tensor, "1 d h w"], c: int, against: int | None = None) -> ScoreSheet:
+    """What each part of one photograph adds to the logit of class c: κ_p = V_cp b_p; or to its lead, κ_p = (V_cp − V_c'p) b_p.
+
+    Args:
+        against: class c'. Softmax sees leads only, so "why c rather than c'?" leaves out what speaks for both.
+    """
+    weights, constants = _decides(head).folded()
+    if len(check_maps(maps)) != 1:
+        raise ValueError(f"a score sheet is of one photograph, and these are the maps of {len(maps)}: write maps[i][None]")
+    _numbers([c] if against is None else [c, against], len(weights), "classes")
+    if against == c:
+        raise ValueError(f"class {c} has no lead over itself: give another class as against=")
+    row, constant = weights[c], constants[c]
+    if against is not None:
+        row, constant = row - weights[against], constant - constants[against]
+    scores, bag = head.scores(maps)[0], head.bag(maps)[0]
+    boxes = head.boxes(*maps.shape[2:])[scores.argmax(1).cpu()]
+    if head.thresholds is not None:
+        boxes[(scores.amax(1) == 0).cpu()] = 0
+    parts = (row * bag).argsort(descending=True)
+    return ScoreSheet(c, against, parts, (row * bag)[parts], row[parts], bag[parts], boxes[parts.cpu()], tuple(maps.shape[2:]), constant)
+
+
+@torch.no_grad()
+def what_if(head: PartHead, maps: Float[Tensor, "n d h w"], off: Sequence[int]) -> Float[Tensor, "n c"]:
+    """Logits with the parts `off` switched off: as if there were nothing of them anywhere, b_p = 0.
+
+    They are less by Σ κ_cp of these parts, exactly, because no part's bag depends on another's.
+    """
+    weights, constant = _decides(head).folded()
+    bag = head.bag(check_maps(maps))
+    bag[:, _numbers(off, head.parts, "parts")] = 0
+    return bag @ weights.T + constant
+
+
+@dataclass(frozen=True)
+class CategoryParts:
+    """What classes are made of: `mean` contributions of the photographs of class c to ℓ_c, and `minus_rest`, less the mean of all others.
+
+    A row of `mean` and its `constant` add up to the mean logit of c on its own photographs. A row of `minus_rest` adds up to how much
+    higher that is than on the others, with no constant: it is the same for all photographs.
+    """
+
+    mean: Float[Tensor, "c p"]
+    minus_rest: Float[Tensor, "c p"]
+    constant: Float[Tensor, "c"]
+
+
+@torch.no_grad()
+def category_parts(head: PartHead, bags: Float[Tensor, "n p"], labels: Int[np.ndarray, "n"]) -> CategoryParts:
+    """The category view: V_cp E[b_p | c], and V_cp (E[b_p | c] − E[b_p | not c]).
+
+    Args:
+        bags: of these photographs, by `head.bag` or `PartNet.bag`. labels: their classes, each class of the head at least once.
+    """
+    weights, constant = _decides(head).folded()
+    if bags.ndim != 2 or bags.shape[1] != head.parts:
+        raise ValueError(f"expected bags (n, {head.parts}) of this head's parts, not {tuple(bags.shape)}: head.bag(maps) makes them")
+    labels = check_labels(labels, len(bags))
+    _numbers(labels, len(weights), "classes")
+    own = F.one_hot(torch.from_numpy(labels).to(bags.device), len(weights)).to(bags.dtype)
+    count = own.sum(0)
+    if (count == 0).any() or (count == len(bags)).any():
+        without = torch.nonzero((count == 0) | (count == len(bags))).flatten().tolist()
+        raise ValueError(f"classes {without} have no photographs here, or no others to be compared with: give some of each class")
+    inside, outside = own.T @ bags / count[:, None], (1 - own).T @ bags / (len(bags) - count)[:, None]
+    return CategoryParts(weights * inside, weights * (inside - outside), constant)
+
+
 def _decides(head):
     if head.classes is None:
         raise ValueError("this head was learnt without classes, so it decides nothing that could be explained: fit(maps, labels) learns some")
     return head
+
+
+def _numbers(given, count, of):
+    """Numbers of a head's parts or classes, as a tensor."""
+    given = torch.as_tensor(given).flatten()
+    if len(given) and (given.dtype == torch.bool or given.is_floating_point() or given.min() < 0 or given.max() >= count):
+        few = ", ".join(map(str, given[:5].tolist())) + (" …" if len(given) > 5 else "")
+        raise ValueError(f"this head has {count} {of}, to be named by whole numbers from 0 to {count - 1}, not {few}")
+    return given.long()
 
 
 def _painted(values, head, maps):

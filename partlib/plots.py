@@ -1,4 +1,4 @@
-"""Figures of the book: photographs, neighbours, regions, signed maps, measures. Each function returns its figure."""
+"""Figures of the book: photographs, neighbours, regions, signed maps, score sheets, measures. Each function returns its figure."""
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -116,6 +116,48 @@ def signed_maps(pictures, maps, titles=None, limit=None, columns=4, size=2.2):
             axis.set_title(titles[i], fontsize=9)
     bar = figure.colorbar(plt.cm.ScalarMappable(drawn.norm, SIGNED), ax=axes, shrink=0.7)
     bar.set_label("adds to the logit, per cell", fontsize=8)
+    return figure
+
+
+def score_sheet(sheet, picture, title=None, count=7):
+    """A decision as a sum: the picture with the strongest regions of the largest terms, and bars of these, of all others and the constant.
+
+    Args:
+        sheet: a `cam.ScoreSheet`. count: how many parts have a bar of their own, whichever their sign; the last bar is the sum of all.
+    """
+    largest = sheet.contributions.abs().argsort(descending=True)[:count].sort().values.tolist()
+    bars = sheet.contributions[largest].tolist()
+    rest = float(sheet.contributions.sum()) - sum(bars)
+    left = len(sheet.parts) - len(largest)
+    total = "logit" if sheet.against is None else "lead"
+    names = [f"part {p}" for p in sheet.parts[largest].tolist()] + [f"{left} others"] * (left > 0) + ["constant", total]
+    values = bars + [rest] * (left > 0) + [float(sheet.constant), float(sheet.total)]
+    against, for_it = (plt.get_cmap(SIGNED)(place) for place in (0.12, 0.85))
+    colour = lambda value: for_it if value > 0 else against
+
+    figure, (left_axis, axis) = plt.subplots(1, 2, figsize=(8, 3.6), width_ratios=(1, 1.15), layout="constrained")
+    left_axis.imshow(np.asarray(picture))
+    left_axis.set_title(title or "")
+    left_axis.axis("off")
+    shared = {}  # parts whose strongest region is the same have one box
+    for name, value, box in zip(names, bars, sheet.boxes[largest].tolist()):
+        shared.setdefault(tuple(box), []).append((name.removeprefix("part "), value))
+    shared.pop((0, 0, 0, 0), None)
+    for box, own in shared.items():
+        x0, y0, x1, y1 = to_pixels(box, sheet.cells, picture.size).tolist()
+        edge = colour(sum(value for _, value in own))
+        left_axis.add_patch(Rectangle((x0 - 0.5, y0 - 0.5), x1 - x0, y1 - y0, fill=False, linewidth=2, edgecolor=edge))
+        text = ", ".join(name for name, _ in own)
+        left_axis.text(x0, y0, text, fontsize=7, color="white", va="bottom", bbox={"facecolor": edge, "pad": 1, "linewidth": 0})
+    axis.barh(names, values, color=[*map(colour, values[:-1]), "0.35"])
+    for i, value in enumerate(values):
+        side, align = (3, "left") if value >= 0 else (-3, "right")
+        axis.annotate(f"{value:+.1f}", (value, i), (side, 0), textcoords="offset points", va="center", ha=align, fontsize=8)
+    axis.axvline(0, color="black", linewidth=0.8)
+    axis.margins(x=0.16)
+    axis.invert_yaxis()
+    axis.set_xlabel(f"adds to the {total}")
+    axis.spines[["top", "right"]].set_visible(False)
     return figure
 
 

@@ -1,13 +1,21 @@
-"""Class activation maps add up to the logits, cell by cell; boxes on maps drawn by hand."""
+"""Class activation maps and contributions of parts add up to the logits, whatever the weights; boxes on maps drawn by hand."""
+
+import copy
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from common import refusal
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from partlib.cam import class_maps, enlarge, object_box
+import partlib as pl
+from partlib.cam import category_parts, class_maps, enlarge, object_box, part_contributions, part_maps, score_sheet, what_if
+from partlib.heads import POOLS, PartHead
+
+ROOT = Path(__file__).parents[1]
 
 
 def linear(d, c, seed=0, bias=True, scale=1.0):
@@ -179,3 +187,203 @@ def test_maps_stay_on_their_device():
     assert found.is_cuda and enlarge(found, (9, 9)).is_cuda
     np.testing.assert_allclose(found.cpu(), expected, atol=1e-5)
     assert object_box(found[0, 0]) == object_box(expected[0, 0])
+
+
+# ---- part-CAM: the parts of a decision ----
+
+
+def a_head(pool, d=5, parts=6, classes=4, seed=0, **options):
+    """In float64 and as after training: weights of both signs, batch statistics that are not 0 and 1, thresholds, a scale."""
+    head = PartHead(d, parts, classes, pool, seed=seed, **options).double().eval()
+    draw = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in head.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=draw))
+        head.scale.fill_(1.7)
+        if head.norm is not None:
+            head.norm.running_mean.copy_(torch.randn(parts, generator=draw))
+            head.norm.running_var.copy_(torch.rand(parts, generator=draw) + 0.1)
+    return head
+
+
+def bags_by_loops(head, maps):
+    """b (n, p) and the scores (n, p, r), region by region."""
+    filters, maps = head.filters.weight[: head.parts, :, 0, 0].detach().numpy(), maps.numpy()
+    boxes = [(x, y, x + s, y + s) for s in head.sizes for y in range(maps.shape[2] - s + 1) for x in range(maps.shape[3] - s + 1)]
+    scores = np.zeros((len(maps), head.parts, len(boxes)))
+    for i, p, r in np.ndindex(scores.shape):
+        x0, y0, x1, y1 = boxes[r]
+        scores[i, p, r] = filters[p] @ maps[i, :, y0:y1, x0:x1].mean((1, 2)) / head.scale.item()
+        if head.thresholds is not None:
+            scores[i, p, r] = max(scores[i, p, r] - head.thresholds[p].item(), 0)
+    bags = np.zeros(scores.shape[:2])
+    for i, p in np.ndindex(bags.shape):
+        s = scores[i, p]
+        weigh = np.exp((s - s.max()) / head.temperature)
+        pooled = {"max": s.max(), "mean": s.mean(), "softmax": (weigh * s).sum() / weigh.sum(), "gem": (s.clip(0) ** 3).mean() ** (1 / 3)}
+        bags[i, p] = pooled[head.pool]
+    return bags, scores, boxes
+
+
+def logits_by_loops(head, bags):
+    if head.norm is not None:
+        bags = (bags - head.norm.running_mean.numpy()) / np.sqrt(head.norm.running_var.numpy() + head.norm.eps)
+    return bags @ head.classes.weight.detach().numpy().T
+
+
+heads_and_maps = given(
+    pool=st.sampled_from(POOLS), norm=st.booleans(), presence=st.booleans(), sizes=st.sampled_from([(1,), (1, 2)]),
+    shift=st.sampled_from([0.0, -50.0, 3.0]), seed=st.integers(0, 10**6),
+)  # fmt: skip
+
+
+@heads_and_maps
+@settings(max_examples=80)
+def test_a_score_sheet_is_the_logit_written_out(pool, norm, presence, sizes, shift, seed):
+    head = a_head(pool, norm=norm, presence=presence, sizes=sizes, seed=seed)
+    maps = some_maps((1, 5, 3, 4), seed).double() + shift  # far down, all scores of some parts are negative
+    bags, scores, boxes = bags_by_loops(head, maps)
+    (logits,) = logits_by_loops(head, bags)
+    for c, other in [(0, None), (3, None), (1, 2), (2, 1)]:
+        sheet = score_sheet(head, maps, c, other)
+        expected = logits[c] - (0 if other is None else logits[other])
+        assert abs(sheet.total.item() - expected) <= 1e-5 * abs(expected)
+        assert sorted(sheet.parts.tolist()) == list(range(6)) and (sheet.contributions.diff() <= 0).all()
+        assert (sheet.c, sheet.against, sheet.cells) == (c, other, (3, 4))
+        np.testing.assert_allclose(sheet.bag, bags[0, sheet.parts], rtol=1e-9, atol=1e-12)
+        np.testing.assert_array_equal(sheet.contributions, sheet.weights * sheet.bag)
+        if not norm:
+            assert sheet.constant == 0
+        for p, box in zip(sheet.parts.tolist(), sheet.boxes.tolist()):
+            absent = presence and scores[0, p].max() == 0
+            assert tuple(box) == ((0, 0, 0, 0) if absent else boxes[scores[0, p].argmax()])
+
+
+@heads_and_maps
+@settings(max_examples=80)
+def test_switching_parts_off_is_zeroing_their_filters_and_moves_logits_by_their_contributions(pool, norm, presence, sizes, shift, seed):
+    head = a_head(pool, norm=norm, presence=presence, sizes=sizes, seed=seed)
+    maps = some_maps((3, 5, 3, 4), seed).double() + shift
+    parts, whole = part_contributions(head, maps), head(maps).detach()
+    bags = bags_by_loops(head, maps)[0]
+    for off in ([], [0], [4, 1], list(range(6))):
+        found = what_if(head, maps, off)
+        moved = (found - whole + parts.values[:, :, off].sum(2)).abs()
+        assert (moved <= 1e-5 * whole.abs()).all()
+        left = np.where(np.isin(range(6), off), 0, bags)
+        np.testing.assert_allclose(found, logits_by_loops(head, left), rtol=1e-7, atol=1e-9)
+        without = copy.deepcopy(head)
+        with torch.no_grad():
+            without.filters.weight[off] = 0
+            if presence:
+                without.thresholds[off] = 0  # below 0, one would let a filter of zeros speak
+            np.testing.assert_allclose(found, without(maps), rtol=1e-7, atol=1e-9)
+    np.testing.assert_allclose(what_if(head, maps, range(6)), parts.constant.expand(3, 4), atol=1e-12)
+
+
+def test_a_negative_threshold_does_not_let_a_part_that_is_off_speak():
+    head, maps = a_head("max", presence=True), some_maps((1, 5, 3, 4)).double()
+    with torch.no_grad():
+        head.thresholds.fill_(-2)
+        zeroed = copy.deepcopy(head)
+        zeroed.filters.weight[2] = 0
+        assert zeroed.bag(maps)[0, 2] == 2
+    np.testing.assert_allclose(what_if(head, maps, [2]), head(maps).detach() - part_contributions(head, maps).values[:, :, 2], atol=1e-12)
+
+
+@given(norm=st.booleans(), pool=st.sampled_from(POOLS), seed=st.integers(0, 10**6))
+@settings(max_examples=40)
+def test_a_contrast_is_the_difference_of_two_sheets(norm, pool, seed):
+    head, maps = a_head(pool, norm=norm, seed=seed), some_maps((1, 5, 3, 4), seed).double()
+    one, other, lead = score_sheet(head, maps, 0), score_sheet(head, maps, 2), score_sheet(head, maps, 0, against=2)
+    by_part = lambda sheet: sheet.contributions[sheet.parts.argsort()]
+    np.testing.assert_allclose(by_part(lead), by_part(one) - by_part(other), atol=1e-12)
+    np.testing.assert_allclose(by_part(lead), -by_part(score_sheet(head, maps, 2, against=0)), atol=1e-12)
+    with torch.no_grad():  # what all classes share, of weights or of a constant, is not in it
+        head.classes.weight += torch.randn(6, generator=torch.Generator().manual_seed(seed))
+    np.testing.assert_allclose(by_part(score_sheet(head, maps, 0, against=2)), by_part(lead), atol=1e-9)
+    assert abs(score_sheet(head, maps, 0, against=2).total - lead.total) < 1e-9
+
+
+@given(norm=st.booleans(), pool=st.sampled_from(POOLS), n=st.integers(4, 12), seed=st.integers(0, 10**6))
+@settings(max_examples=40)
+def test_category_parts_by_loops(norm, pool, n, seed):
+    head, maps = a_head(pool, norm=norm, seed=seed), some_maps((n, 5, 2, 3), seed).double()
+    labels = np.random.default_rng(seed).permutation(np.arange(n) % 4)
+    bags = bags_by_loops(head, maps)[0]
+    found = category_parts(head, head.bag(maps), labels)
+    weights, logits = head.folded()[0].detach().numpy(), logits_by_loops(head, bags)
+    for c in range(4):
+        own, rest = ([i for i in range(n) if (labels[i] == c) == same] for same in (True, False))
+        for p in range(6):
+            mean = sum(weights[c, p] * bags[i, p] for i in own) / len(own)
+            others = sum(weights[c, p] * bags[i, p] for i in rest) / len(rest)
+            assert abs(found.mean[c, p].item() - mean) < 1e-9 and abs(found.minus_rest[c, p].item() - (mean - others)) < 1e-9
+        assert abs((found.mean[c].sum() + found.constant[c]).item() - logits[own, c].mean()) < 1e-9
+        assert abs(found.minus_rest[c].sum().item() - (logits[own, c].mean() - logits[rest, c].mean())) < 1e-9
+
+
+def worst_errors(head, maps):
+    """Of completeness and of ablation, relative to the largest logit."""
+    with torch.no_grad():
+        whole, parts = head(maps), part_contributions(head, maps)
+        size = whole.abs().max()
+        sheets = [score_sheet(head, maps[[i]], int(whole[i].argmax())) for i in range(len(maps))]
+        adds_up = max(abs(sheet.total - row.max()) for sheet, row in zip(sheets, whole))
+        maps_too = max(
+            (part_maps(head, maps[[i]], sheet.c).sum() + sheet.constant - whole[i, sheet.c]).abs() for i, sheet in enumerate(sheets)
+        )
+        removed = 0
+        for p in range(0, head.parts, 9):
+            kept = head.filters.weight[p].clone()
+            head.filters.weight[p] = 0
+            removed = max(removed, (whole - head(maps) - parts.values[:, :, p]).abs().max())
+            head.filters.weight[p] = kept
+            removed = max(removed, (whole - what_if(head, maps, [p]) - parts.values[:, :, p]).abs().max())
+    return float(adds_up / size), float(maps_too / size), float(removed / size)
+
+
+def of_real_size(pool, norm, maps):
+    """64 parts, 14 classes; a batch norm has seen these maps, a scale is that of their cells."""
+    head = PartHead(maps.shape[1], 64, 14, pool, norm=norm)
+    head.scale.fill_(maps.norm(dim=1).mean())
+    with torch.no_grad():
+        for _ in range(30 * norm):
+            head.train()(maps)
+    return head.eval()
+
+
+@pytest.mark.parametrize("norm", [False, True])
+@pytest.mark.parametrize("pool", POOLS)
+def test_in_float32_sums_and_ablations_are_right_to_the_last_digits(pool, norm):
+    maps = some_maps((12, 1280, 10, 10)).abs()
+    assert max(worst_errors(of_real_size(pool, norm, maps), maps)) < 1e-5
+
+
+@pytest.fixture(scope="module")
+def real_maps():
+    photos = pl.data.groceries()
+    return pl.extract(pl.Backbone(size=256), photos[photos.test[::33][:20]], cache=ROOT / "data" / "cache").tensor()
+
+
+@pytest.mark.parametrize("norm", [False, True])
+@pytest.mark.parametrize("pool", POOLS)
+def test_on_real_photographs_sums_and_ablations_are_right_to_the_last_digits(pool, norm, real_maps):
+    assert max(worst_errors(of_real_size(pool, norm, real_maps), real_maps)) < 1e-5
+
+
+def test_what_explains_parts_answers_mistakes_in_one_sentence():
+    head, maps = a_head("max"), some_maps((2, 5, 3, 4)).double()
+    bags, labels = head.bag(maps), np.array([0, 1])
+    assert "maps of 2: write maps[i][None]" in refusal(ValueError, lambda: score_sheet(head, maps, 0))
+    assert "no lead over itself" in refusal(ValueError, lambda: score_sheet(head, maps[:1], 1, against=1))
+    for c, other in ((4, None), (-1, None), (0, 9), (1.5, None)):
+        assert "4 classes" in refusal(ValueError, lambda: score_sheet(head, maps[:1], c, other))
+    for off in ([6], [-1], [0.5], [True, False], list(range(20))):
+        assert "6 parts, to be named by whole numbers from 0 to 5" in refusal(ValueError, lambda: what_if(head, maps, off))
+    assert "(n, 6)" in refusal(ValueError, lambda: category_parts(head, maps, labels))
+    assert "classes [2, 3] have no photographs" in refusal(ValueError, lambda: category_parts(head, bags, labels))
+    assert "4 classes" in refusal(ValueError, lambda: category_parts(head, bags, [0, 4]))
+    refusal(ValueError, lambda: category_parts(head, bags, [0]))
+    for explain in (lambda: score_sheet(PartHead(5), maps, 0), lambda: what_if(PartHead(5), maps, []), lambda: category_parts(PartHead(5), bags, labels)):
+        assert "decides nothing" in refusal(ValueError, explain)

@@ -1,5 +1,7 @@
 """Figures show what they are given: checked on the artists they are made of, since no test compares pictures."""
 
+import dataclasses
+
 import matplotlib
 
 matplotlib.use("agg")
@@ -12,7 +14,9 @@ from matplotlib.colors import to_rgba
 from PIL import Image
 
 from partlib import plots, widgets
+from partlib.cam import score_sheet
 from partlib.data import Photos
+from partlib.heads import PartHead
 from partlib.mining import Parts
 from partlib.regions import Regions, grid
 
@@ -108,6 +112,63 @@ def test_signed_maps_share_one_scale_with_zero_in_the_middle():
 def test_signed_maps_of_zeros_are_drawn():
     figure = plots.signed_maps([solid(0)], [torch.zeros(2, 2)])
     assert figure.axes[0].images[1].get_clim() == (-1, 1)
+
+
+def a_sheet(values, against=None, constant=0.5):
+    """Of a head whose part p answers with 1 in cell p of a row, and adds values[p] to class 0."""
+    p = len(values)
+    head = PartHead(4, p, 2)
+    maps = torch.zeros(1, 4, 1, p)
+    with torch.no_grad():
+        head.filters.weight.zero_()
+        for part in range(p):
+            head.filters.weight[part, part % 4] = 1
+            maps[0, part % 4, 0, part] = 1
+        head.classes.weight.zero_()
+        head.classes.weight[0] = torch.tensor(values)
+    return dataclasses.replace(score_sheet(head, maps, 0, against), constant=torch.tensor(constant))
+
+
+def bars(figure):
+    """Names, lengths and colours of the bars, from above."""
+    axis = figure.axes[1]
+    assert axis.yaxis_inverted()
+    patches = sorted(axis.patches, key=lambda bar: bar.get_y())
+    return [tick.get_text() for tick in axis.get_yticklabels()], [bar.get_width() for bar in patches], [bar.get_facecolor() for bar in patches]
+
+
+def test_the_bars_of_a_score_sheet_add_up_and_say_their_sign():
+    figure = plots.score_sheet(a_sheet([1.0, -3.0, 0.25, 2.0]), solid(0), "an ash", count=2)
+    names, lengths, colours = bars(figure)
+    assert names == ["part 3", "part 1", "2 others", "constant", "logit"]
+    assert lengths == pytest.approx([2, -3, 1.25, 0.5, 0.75]) and sum(lengths[:-1]) == pytest.approx(lengths[-1])
+    assert [text.get_text() for text in figure.axes[1].texts] == ["+2.0", "-3.0", "+1.2", "+0.5", "+0.8"]
+    assert colours[0] == colours[2] == colours[3] and len({colours[0], colours[1], colours[4]}) == 3
+    scale = plt.get_cmap(plots.SIGNED)
+    assert colours[0] == scale(0.85) and colours[1] == scale(0.12)  # the two ends of the scale of signed maps
+    assert figure.axes[0].get_title() == "an ash" and figure.axes[1].get_xlabel() == "adds to the logit"
+
+
+def test_the_boxes_of_a_score_sheet_are_those_of_its_largest_terms():
+    figure = plots.score_sheet(a_sheet([1.0, -3.0, 0.25, 2.0]), solid(0), count=2)
+    drawn = {(p.get_x(), p.get_width(), p.get_edgecolor()) for p in figure.axes[0].patches}
+    scale = plt.get_cmap(plots.SIGNED)
+    assert drawn == {(9.5, 10, scale(0.12)), (29.5, 10, scale(0.85))}
+    assert {text.get_text() for text in figure.axes[0].texts} == {"1", "3"}
+
+
+def test_parts_with_one_region_share_a_box_and_absent_ones_have_none():
+    sheet = a_sheet([1.0, -3.0, 0.25, 2.0, 1.5])  # parts 0 and 4 answer to the same channel, first to cell 0
+    figure = plots.score_sheet(sheet, solid(0))
+    assert "4, 0" in {text.get_text() for text in figure.axes[0].texts} and len(figure.axes[0].patches) == 4
+    assert bars(figure)[0] == ["part 3", "part 4", "part 0", "part 2", "part 1", "constant", "logit"]
+    sheet.boxes[sheet.parts == 3] = 0
+    assert len(plots.score_sheet(sheet, solid(0)).axes[0].patches) == 3
+
+
+def test_a_contrast_says_that_it_is_a_lead():
+    figure = plots.score_sheet(a_sheet([1.0, -3.0], against=1, constant=0.0), solid(0))
+    assert bars(figure)[0][-1] == "lead" and figure.axes[1].get_xlabel() == "adds to the lead"
 
 
 def test_cells_cover_the_picture():
