@@ -30,7 +30,7 @@ def test_every_row_is_of_a_learner_and_a_set_that_the_script_still_has(script):
     assert ROWS
     for row in ROWS:
         assert row["learner"] in known and row["set"] in script.SETS
-        groups, each = {"groceries": (10, 4)}.get(row["set"], (2, 4))
+        groups, each = script.SETS[row["set"]][2]
         assert row["parts"] == groups * each and 0 <= row["learnt"] <= max(row["parts"], 1)
 
 
