@@ -106,8 +106,11 @@ def visual_groups(regions: Regions, count: int, seed=0) -> Int[np.ndarray, "n"]:
             f"{count} groups of {len(regions)} photographs: a part must recur inside a group and be rare outside, "
             f"so take from 2 to {len(regions) // 2}"
         )
-    codes_of = lambda some: (normalize(x.mean(1), dim=1) for x in some.batches())
+    codes_of = lambda some: (normalize(x.mean(1), dim=1) for x in some.batches(64))
     seen = moments(codes_of(regions[some_of(np.arange(len(regions)), 2000, seed)]))
     whitening = PCAWhitening(min(64, seen.n - 1, len(seen.mean)), shrinkage=0.01, power=0.25).fit(seen)
-    codes = torch.cat([normalize(whitening.transform(z), dim=1) for z in codes_of(regions)])
+    # Written into one tensor: small tensors kept beside large ones that go would leave holes, and memory would grow.
+    codes = torch.empty(len(regions), len(whitening.variances_))
+    for rows, z in zip(codes.split(64), codes_of(regions)):
+        rows.copy_(normalize(whitening.transform(z), dim=1))
     return KMeans(count, spherical=True, balance=1.5, restarts=3, seed=seed).fit(codes).labels_
