@@ -1,6 +1,6 @@
 """Mean and covariance in one pass over any number of vectors, and what they are for: PCA whitening, LDA filters."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float, Int
@@ -176,7 +176,7 @@ class NeighbourWhitening:
 
     Args:
         dims: of the result, or as many as the codes span. neighbours: k. shrinkage: ε; the larger, the nearer to plain PCA.
-        rounds: how often neighbours are looked for.
+        rounds: how often neighbours are looked for; 0 leaves the PCA alone.
 
     Attributes after `fit`: `mean_` (d), `projection_` (d, dims).
     """
@@ -193,21 +193,18 @@ class NeighbourWhitening:
         check_count(self.neighbours, n - 1, "neighbours", "other codes")
         mean = z.mean(0)
         # Differences of codes lie in the span of the codes: work there, in min(n − 1, d) dimensions.
-        _, lengths, span = torch.linalg.svd(z - mean, full_matrices=False)
-        span = span[lengths > 1e-6 * lengths[0].clamp(min=1e-6)].T
+        span = _span(z - mean)
         if span.shape[1] == 0:
             raise ValueError(f"all {n} codes are the same, so no direction tells photographs apart: are they codes of different ones?")
         z = (z - mean) @ span
-        found = z
-        for _ in range(self.rounds):
-            apart = (z[:, None] - z[nearest(found, self.neighbours)]).flatten(0, 1)
+        strongest = lambda y: torch.linalg.eigh(y.T @ y)[1].flip(1)[:, : self.dims]
+        projection = strongest(z)
+        for turn in range(self.rounds):
+            apart = (z[:, None] - z[nearest(z @ projection if turn else z, self.neighbours)]).flatten(0, 1)
             within = apart.T @ apart / (2 * len(apart))
             within += self.shrinkage * within.diagonal().sum() / d * torch.eye(len(within), dtype=z.dtype, device=z.device)
             whiten = torch.linalg.inv(torch.linalg.cholesky(within)).T
-            white = z @ whiten
-            strongest = torch.linalg.eigh(white.T @ white)[1].flip(1)[:, : self.dims]
-            projection = whiten @ strongest
-            found = z @ projection
+            projection = whiten @ strongest(z @ whiten)
         projection = span @ projection
         largest = projection.gather(0, projection.abs().argmax(0, keepdim=True))
         self.mean_, self.projection_ = mean.float(), (projection * largest.sign()).float()
@@ -221,6 +218,46 @@ class NeighbourWhitening:
         if codes.shape[1] != len(self.mean_):
             raise ValueError(f"fitted on codes of {len(self.mean_)} dimensions, given {codes.shape[1]}: give such as it was fitted on")
         return normalize((normalize(codes.float(), dim=1) - self.mean_) @ self.projection_, dim=1)
+
+
+def _span(x: Float[Tensor, "n d"]) -> Float[Tensor, "d rank"]:
+    """An orthonormal basis of the rows, from the smaller of the two products: eigenvalues are squares of lengths."""
+    few = len(x) < x.shape[1]
+    lengths, vectors = torch.linalg.eigh(x @ x.T if few else x.T @ x)
+    kept = lengths > (1e-6 * lengths[-1].sqrt().clamp(min=1e-6)) ** 2 if lengths[-1] > 0 else lengths > 0
+    return x.T @ (vectors[:, kept] / lengths[kept].sqrt()) if few else vectors[:, kept]
+
+
+@torch.no_grad()
+def carries_over(codes: Float[Tensor, "n d"], whitening: NeighbourWhitening, splits=6, seed=0) -> float:
+    """Whether whitening by neighbours is to be trusted on these photographs, told without labels: yes above 1, no below.
+
+    The whitening is learnt on half of the photographs. On the other half: how far do a photograph's nearest k stand out among all,
+
+        z_i = mean over j ∈ N_k(i) of (s_ij − mean_j s_ij) / std_j s_ij,
+
+    s the cosines? The result is the mean of z after whitening over that before, averaged over `splits` in halves. Where neighbours
+    are of one kind, what they differ in does not count on other photographs either, and kinds draw together; where they are not, the
+    directions learnt are those of chance, and on other photographs the nearest stand out less than before.
+    """
+    z = normalize(check_vectors(codes, "codes"), dim=1)
+    if len(z) < 6:
+        raise ValueError(f"{len(z)} codes are too few to see in one half what the other half learnt: give six or more")
+    draw, ratios = torch.Generator().manual_seed(seed), []
+    for _ in range(splits):
+        here, there = torch.randperm(len(z), generator=draw).tensor_split(2)
+        k = min(whitening.neighbours, (len(there) - 1) // 2)
+        caution = max(1, z.shape[1] / (len(here) - 1))  # ε as in codes of no more dimensions than there are photographs
+        options = dict(dims=min(whitening.dims, len(here) // 2), neighbours=k, shrinkage=caution * whitening.shrinkage)
+        learnt = replace(whitening, **options).fit(z[here])
+        ratios.append(_standing_out(learnt.transform(z[there]), k) / _standing_out(z[there] - z[here].mean(0), k))
+    return float(torch.stack(ratios).mean())
+
+
+def _standing_out(codes, k):
+    cosines = normalize(codes, dim=1) @ normalize(codes, dim=1).T
+    others = cosines[~torch.eye(len(codes), dtype=torch.bool)].view(len(codes), -1)
+    return ((others.topk(k, dim=1).values.mean(1) - others.mean(1)) / others.std(1).clamp(min=1e-9)).mean()
 
 
 def nearest(codes: Float[Tensor, "n d"], k: int) -> Int[Tensor, "n k"]:

@@ -212,6 +212,26 @@ def test_gradients_reach_the_pictures_through_a_frozen_backbone(name):
 MAKE = "import torch, partlib; print(partlib.Backbone('resnet18', 8, size=64, pretrained=False, seed=5).fingerprint)"
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("name, layer, size", [("efficientnet_lite0", "_blocks.14", 128), ("resnet18", "layer3", 64), ("vgg11_bn", "features.20", 64)])
+def test_an_early_part_and_what_comes_after_it_are_the_whole(name, layer, size):
+    pretrained = name == "efficientnet_lite0"
+    early, whole = (Backbone(name, layer=taken, size=size, pretrained=pretrained) for taken in (layer, None))
+    images = pictures(3, 3, size, size)
+    rest = whole.after(layer)
+    close(rest(early(images)), whole(images), 1e-4)
+    assert all(weight.requires_grad for weight in rest.parameters()) and not rest.training
+
+
+def test_where_a_network_cannot_be_cut_is_said(lite):
+    for layer, words in (("_blocks.14._expand_conv", "reads earlier layers too"), ("_swish_1", "does not come before"), ("nothing", "has no map called")):
+        with pytest.raises(ValueError) as error:
+            lite.after(layer)
+        one_sentence(error, words)
+    with pytest.raises(ValueError, match="only convolutional networks"):
+        Backbone("vit_b_16", size=224, pretrained=False).after("encoder.layers.encoder_layer_3")
+
+
 def test_fingerprints():
     def make(layer=8, size=64, seed=5):
         return Backbone("resnet18", layer, size=size, pretrained=False, seed=seed)

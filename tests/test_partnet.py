@@ -15,7 +15,7 @@ from sklearn.metrics import adjusted_rand_score
 
 import partlib as pl
 from partlib.mining import NothingFound, Parts
-from partlib.partnet import Subspace, foreground
+from partlib.partnet import BlockMissing, Landmarks, Subspace, foreground, most_stable
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -222,3 +222,106 @@ def test_two_processes_learn_what_one_does(tmp_path):
         alone, shared = (torch.load(tmp_path / f"{which}-{name}.pt", weights_only=True) for which in ("one", "two"))
         for key in alone:
             close(shared[key], alone[key], 1e-5)
+
+
+# Landmarks, trust in neighbours, and the last block.
+
+
+def laid_out(seed=0, n=40, side=8, kinds=5):
+    """Maps of objects of three parts side by side, each part with a channel of its own over what all of its kind's cells share; and the parts."""
+    draw = torch.Generator().manual_seed(seed)
+    maps, parts = 0.05 * torch.rand(n, CHANNELS, side, side, generator=draw), torch.full((n, side, side), 3)
+    maps[:, -1] += 1.0
+    for i in range(n):
+        y, x = (int(torch.randint(1, side - 4, (1,), generator=draw)) for _ in range(2))
+        maps[i, -1, y : y + 3, x : x + 3] = 0
+        maps[i, i % kinds, y : y + 3, x : x + 3] += 2.0  # the kind, in every cell of the object
+        for part in range(3):
+            maps[i, 10 + part, y + part, x : x + 3] += 1.0
+            parts[i, y + part, x : x + 3] = part
+    return maps, parts
+
+
+def test_landmarks_are_the_parts_that_all_kinds_share():
+    maps, parts = laid_out()
+    found = Landmarks.of(maps, 3)
+    on = parts < 3
+    assert adjusted_rand_score(on.flatten(), found.foreground(maps).flatten()) > 0.95
+    assert adjusted_rand_score(parts[on], found.scores(maps).argmax(1)[on]) > 0.95
+    by_kind = pl.mining.KMeansParts(3).fit(pl.regions.Regions(maps, pl.regions.grid(8, 8))).maps(maps)
+    assert adjusted_rand_score(parts[on], by_kind.argmax(1)[on]) < 0.5  # without the photograph's mean taken away
+
+
+def test_shares_and_descriptors_are_what_their_equations_say():
+    maps, _ = laid_out(n=12)
+    found = Landmarks.of(maps, 3)
+    on, shares = found.foreground(maps), found.shares(maps)
+    assert torch.allclose(shares.sum(1), on.float(), atol=1e-6)
+    for i in range(3):
+        cells = torch.nn.functional.normalize(maps[i].flatten(1), dim=0)
+        placed = torch.nn.functional.normalize(cells - cells[:, on[i].flatten()].mean(1, keepdim=True), dim=0)
+        turned = torch.nn.functional.normalize(found.basis.T @ placed - found.middle[:, None], dim=0)
+        share = torch.softmax(found.filters @ turned / 0.1, 0) * on[i].flatten()
+        close(shares[i].flatten(1), share, 1e-4)
+        expected = torch.stack([(weight * maps[i].flatten(1) ** 3).sum(1) ** (1 / 3) for weight in share])
+        close(found.describe(maps[[i]])[0], torch.nn.functional.normalize(expected.flatten(), dim=0), 1e-4)
+
+
+def test_finer_scores_are_those_of_interpolated_cells():
+    maps, _ = laid_out(n=6)
+    found = Landmarks.of(maps, 3)
+    close(found.maps(maps), found.scores(maps), 1e-6)
+    assert found.maps(maps, finer=2).shape == (6, 3, 16, 16)
+
+
+def test_the_number_of_landmarks_is_found_where_it_is_not_given():
+    maps, _ = laid_out(n=60)
+    fit = lambda rows, k: Landmarks.of(maps[torch.from_numpy(rows)], k).maps
+    assert most_stable((3, 7), fit, maps) == 3
+    assert len(small(landmarks=None).fit(planted()[0]).landmarks_) in (4, 8, 16)
+    assert len(small(how="clusters", clusters=None).fit(planted()[0]).history_) == 4
+
+
+def test_neighbours_that_are_of_no_kind_are_not_trusted():
+    """Codes of noise: the nearest are nearest by chance, and whitening by them does not carry over to other photographs."""
+    draw = torch.Generator().manual_seed(0)
+    kinds = 3 * torch.randn(5, 30, generator=draw)[torch.arange(100) % 5] + torch.randn(100, 30, generator=draw) * torch.linspace(5, 0.1, 30)
+    noise = torch.randn(100, 30, generator=draw)
+    whitening = pl.whitening.NeighbourWhitening(dims=16)
+    assert pl.whitening.carries_over(kinds, whitening) > 1.0 > pl.whitening.carries_over(noise, whitening)
+    with pytest.raises(ValueError, match="six or more"):
+        pl.whitening.carries_over(noise[:5], whitening)
+
+
+def test_where_neighbours_are_not_trusted_the_code_is_only_turned():
+    noise = torch.rand(40, CHANNELS, 6, 6, generator=torch.Generator().manual_seed(3))
+    net = small(dims=39).fit(noise)
+    assert not net.adapted_ and net.carried_over_ <= 1
+    plain = net.joined(noise)
+    plain, codes = torch.nn.functional.normalize(plain - plain.mean(0), dim=1), net.encode(noise)
+    assert torch.allclose(codes @ codes.T, plain @ plain.T, atol=1e-3)
+
+
+def a_block():
+    torch.manual_seed(0)
+    block = torch.nn.Sequential(torch.nn.Conv2d(CHANNELS, 32, 1), torch.nn.ReLU())
+    return block.requires_grad_(False)
+
+
+def test_the_last_block_is_trained_on_a_copy_saved_and_loaded(tmp_path, monkeypatch):
+    monkeypatch.setattr("partlib.partnet.estimator.carries_over", lambda *_: 1.1)
+    maps, labels = planted()
+    block = a_block()
+    before = {name: value.clone() for name, value in block.state_dict().items()}
+    net = small(epochs=2).fit(maps, views=[maps.flip(3)], block=block, checkpoint=tmp_path / "run")
+    assert all(torch.equal(block.state_dict()[name], value) for name, value in before.items())
+    assert net.adapted_ and len(net.block_history_) == 2 and (tmp_path / "run.block").exists()
+    assert not torch.equal(net.block_[0].weight, block[0].weight) and not net.block_[0].weight.requires_grad
+    close(net.through(maps), net.block_(maps), 1e-6)
+    net.save(tmp_path / "net")
+    close(pl.PartNet.load(tmp_path / "net", block=block).encode(maps), net.encode(maps), 1e-6)
+    with pytest.raises(BlockMissing, match="with a last block"):
+        pl.PartNet.load(tmp_path / "net")
+    small(epochs=1).fit(maps).save(tmp_path / "without")
+    with pytest.raises(BlockMissing, match="without a block"):
+        pl.PartNet.load(tmp_path / "without", block=block)

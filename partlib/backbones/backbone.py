@@ -8,8 +8,8 @@ from PIL import Image
 from torch import Tensor, nn
 from torchvision.transforms import functional as pictures
 
-from .layers import before_stride, choose, cut, find_maps, keep_exact, own_classifier
-from .networks import geometry, load
+from .layers import before_stride, between, choose, cut, find_maps, keep_exact, own_classifier
+from .networks import Blocks, geometry, load
 
 
 class Backbone(nn.Module):
@@ -36,9 +36,8 @@ class Backbone(nn.Module):
 
     def __init__(self, name="efficientnet_lite0", layer=None, size=256, pretrained=True, trainable=False, seed=0):
         super().__init__()
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            network, mean, std, self.interpolation = load(name, size, pretrained)
+        self._weights = pretrained, seed
+        network, mean, std, self.interpolation = self._load(name, size)
         self.name, self.size, self.trainable = name, size, trainable
         self.patch, self.fixed_size = geometry(network, name, size)
         self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
@@ -75,6 +74,29 @@ class Backbone(nn.Module):
         if self._layout == "tokens":  # a class token, then one token a patch, row by row
             return output[:, 1:].transpose(1, 2).unflatten(2, (height // self.stride, width // self.stride))
         return output.permute(0, 3, 1, 2) if self._layout == "channels last" else output
+
+    def after(self, layer) -> nn.Module:
+        """The rest of the network, from the maps of a layer to this backbone's: what `Backbone(name, layer, size)` leaves to be done.
+
+        For training the last layers on cached maps: `maps = extract(Backbone(name, layer, size), photos)`, and `backbone.after(layer)(maps)`
+        are this backbone's maps. Its weights are its own, of the same start; batch norms are folded into convolutions, as they were trained.
+
+        Raises:
+            ValueError: there is no such layer, or what follows it reads earlier ones too.
+        """
+        network = self._load(self.name, self.size)[0].eval()
+        if isinstance(network, Blocks) or self._layout != "channels first":
+            raise ValueError(f"{self.name} is taken whole: only convolutional networks are cut in two")
+        start, nodes = choose(layer, self.layers, self.name), list(self.layers)
+        if nodes.index(start) >= nodes.index(self.layer):
+            raise ValueError(f"{start!r} does not come before {self.layer!r}, this backbone's layer: take an earlier one")
+        return between(network, start, self.layer, self.name).eval().requires_grad_(True)
+
+    def _load(self, name, size):
+        pretrained, seed = self._weights
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return load(name, size, pretrained)
 
     def prepare(self, picture: Image.Image) -> UInt8[Tensor, "3 size size"]:
         """A picture, stretched to `size` x `size`, as the network wants it."""

@@ -114,6 +114,26 @@ def cut(network, layer, frozen):
     return _Single(_fold(extractor) if frozen else extractor)
 
 
+def between(network, start, end, name):
+    """The network from the output of one layer to that of another, as a module of its own: maps in, maps out."""
+    tracer = NodePathTracer(**_tracing(network))
+    rest = fx.GraphModule(network, tracer.trace(network))
+    graph, nodes = rest.graph, {qualified: node for node, qualified in tracer.node_to_qualname.items()}
+    pictures = next(node for node in graph.nodes if node.op == "placeholder")
+    with graph.inserting_after(pictures):
+        maps = graph.placeholder("maps")
+    nodes[start].replace_all_uses_with(maps)
+    graph.erase_node(next(node for node in graph.nodes if node.op == "output"))
+    graph.output(nodes[end])
+    graph.eliminate_dead_code()
+    if pictures.users:
+        raise ValueError(f"what follows {start!r} in {name} reads earlier layers too: take the end of a block, as {name}'s last one of another stride")
+    graph.erase_node(pictures)
+    rest.delete_all_unused_submodules()
+    rest.recompile()
+    return _fold(rest)
+
+
 def _fold(extractor):
     """The same function in fewer passes through memory.
 

@@ -18,23 +18,55 @@ SAMPLE = 20_000  # cells from which directions and the first filters come, howev
 
 
 def each(maps, function):
-    """A function of maps, batch by batch where they are on disk."""
+    """A function of maps, batch by batch: neither all maps nor all that is on the way to the result is in memory at once."""
     with torch.no_grad():
-        return encode(maps, function) if isinstance(maps, Maps) else function(check_maps(maps))
+        return encode(maps, function) if isinstance(maps, Maps) else torch.cat([function(some) for some in check_maps(maps).split(64)])
+
+
+def some_maps(maps, seed=0, cells=SAMPLE) -> Float[Tensor, "m d h w"]:
+    """The maps of so many photographs, drawn at random, that they have so many cells; of all, if there are fewer."""
+    n, _, h, w = maps.shape
+    rows = np.sort(np.random.default_rng(seed).permutation(n)[: max(1, cells // (h * w))])
+    some = check_maps(maps[rows].tensor() if isinstance(maps, Maps) else maps[torch.from_numpy(rows)])
+    if not torch.isfinite(some).all():
+        raise ValueError("the maps hold NaN or infinity: mend what made them")
+    seen = some.permute(0, 2, 3, 1).flatten(0, 2)
+    if (seen - seen.mean(0)).norm(dim=1).max() <= 1e-5 * seen.norm(dim=1).max().clamp(min=1e-12):
+        raise NothingFound(f"all cells of these {n} photographs are alike, so no part can be told from another: are the maps constant?")
+    return some
+
+
+@dataclass(frozen=True)
+class Foreground:
+    """Which cells are of an object rather than of its surroundings, guessed: the side of the first principal component of unit cells
+    that the border of the pictures has less of [as in Amir et al. 2021 and Oquab et al. 2024, for transformers]."""
+
+    mean: Float[Tensor, "d"]
+    side: Float[Tensor, "d"]
+    least: float = 0.0
+
+    @classmethod
+    def of(cls, maps: Float[Tensor, "n d h w"], clearly=False):
+        """From these maps; `clearly` counts only cells at least half as far on that side as the middle one of those on it."""
+        cells = F.normalize(check_maps(maps), dim=1)
+        mean = cells.mean((0, 2, 3))
+        flat = cells.permute(0, 2, 3, 1).flatten(0, 2) - mean
+        side = torch.linalg.eigh((flat.T @ flat).double())[1][:, -1].to(maps.dtype)
+        values = (flat @ side).view(len(maps), *maps.shape[2:])
+        border = torch.ones(values.shape[1:], dtype=torch.bool)
+        border[1:-1, 1:-1] = False
+        inside = values[:, ~border].mean() if (~border).any() else values.mean()
+        sign = torch.sign(inside - values[:, border].mean())
+        on = values[values * sign > 0]
+        return cls(mean, sign * side, float(on.abs().median()) / 2 if clearly and len(on) else 0.0)
+
+    def __call__(self, maps: Float[Tensor, "n d h w"]) -> Bool[Tensor, "n h w"]:
+        return torch.einsum("ndhw,d->nhw", F.normalize(maps, dim=1), self.side) > self.mean @ self.side + self.least
 
 
 def foreground(maps: Float[Tensor, "n d h w"]) -> Bool[Tensor, "n h w"]:
-    """Which cells are of an object rather than of its surroundings, guessed: the side of the first principal component of unit cells
-    that the border of the pictures has less of [as in Amir et al. 2021 and Oquab et al. 2024, for transformers]."""
-    cells = F.normalize(check_maps(maps), dim=1)
-    mean = cells.mean((0, 2, 3), keepdim=True)
-    flat = (cells - mean).permute(0, 2, 3, 1).flatten(0, 2)
-    side = torch.linalg.eigh((flat.T @ flat).double())[1][:, -1].to(maps.dtype)
-    values = torch.einsum("ndhw,d->nhw", cells - mean, side)
-    border = torch.ones(values.shape[1:], dtype=torch.bool)
-    border[1:-1, 1:-1] = False
-    inside = values[:, ~border].mean() if (~border).any() else values.mean()
-    return values * torch.sign(inside - values[:, border].mean()) > 0
+    """The foreground of these maps, guessed from them alone."""
+    return Foreground.of(maps)(maps)
 
 
 @dataclass(frozen=True)
@@ -47,17 +79,9 @@ class Subspace:
     @classmethod
     def of(cls, maps, dims: int, seed=0):
         """From the cells of at most some hundred photographs."""
-        n, d, h, w = maps.shape
-        rows = np.sort(np.random.default_rng(seed).permutation(n)[: max(1, SAMPLE // (h * w))])
-        some = maps[rows].tensor() if isinstance(maps, Maps) else maps[torch.from_numpy(rows)]
-        cells = check_maps(some).permute(0, 2, 3, 1).flatten(0, 2)
-        lengths = cells.norm(dim=1)
-        if not torch.isfinite(cells).all():
-            raise ValueError("the maps hold NaN or infinity: mend what made them")
-        if (cells - cells.mean(0)).norm(dim=1).max() <= 1e-5 * lengths.max().clamp(min=1e-12):
-            raise NothingFound(f"all cells of these {n} photographs are alike, so no part can be told from another: are the maps constant?")
-        strongest = torch.linalg.eigh((cells.T @ cells).double())[1].flip(1)[:, : min(dims, d)]
-        return cls(strongest.float(), float(lengths.mean()))
+        cells = some_maps(maps, seed).permute(0, 2, 3, 1).flatten(0, 2)
+        strongest = torch.linalg.eigh((cells.T @ cells).double())[1].flip(1)[:, : min(dims, cells.shape[1])]
+        return cls(strongest.float(), float(cells.norm(dim=1).mean()))
 
     @property
     def dims(self):

@@ -1,12 +1,13 @@
 """PartNet, the part network as a reader uses it."""
 
-from dataclasses import asdict, dataclass
+from copy import deepcopy
+from dataclasses import asdict, dataclass, replace
 from typing import Sequence
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .. import _files, training
@@ -16,9 +17,15 @@ from ..encoding import join, rmac
 from ..features import Maps
 from ..heads import PartHead, warn_of_collapse
 from ..mining import NothingFound, Parts
-from ..whitening import NeighbourWhitening
-from .cells import SAMPLE, Subspace, each, foreground
-from .tasks import WithClusters, WithLabels, WithNeighbours
+from ..whitening import NeighbourWhitening, carries_over
+from .cells import SAMPLE, Foreground, Subspace, each, foreground
+from .choice import most_stable
+from .landmarks import Landmarks, some_of
+from .tasks import LastBlock, WithClusters, WithLabels, WithNeighbours
+
+
+class BlockMissing(ValueError):
+    """A part network's file and the block given with it do not belong together; the message says what to do."""
 
 
 @dataclass
@@ -27,15 +34,18 @@ class PartNet:
 
     Args:
         parts: p. pool: of the head: "gem", "max", "mean" or "softmax". sizes, presence, background, norm: as in `heads.PartHead`.
+        landmarks: k, whose descriptors are in the code; None: of 4, 8 and 16, as many as two halves of the photographs agree on most.
         how: without labels: "neighbours" (contrast with mined neighbours) or "clusters" (pseudo-labels of the epoch's k-means).
-        neighbours: how many nearest codes a photograph takes for its kind. clusters: k of "clusters".
+        neighbours: how many nearest codes a photograph takes for its kind. clusters: k of "clusters"; None: as for landmarks, of 10, 20, 40, 80.
         epochs, batch, rate: of the training, by Adam. temperature: τ of both losses.
         losses: weights of further terms, by the names of functions of `heads`.
         within: filters are sought in so many of the cells' strongest directions; exact, they are filters on all channels in the end.
         dims: of the code that `encode` gives.
         seed: of whatever is drawn.
 
-    Attributes after `fit`: `head_` (PartHead), `history_` (one dict an epoch), `whitening_` (of codes), `classes_` (with labels).
+    Attributes after `fit`: `head_` (PartHead), `history_` (one dict an epoch), `landmarks_` (Landmarks), `whitening_` (of codes),
+    `carried_over_` (`whitening.carries_over` of the code before anything was adapted), `adapted_` (whether it was above 1, and so neighbours
+    were trusted), `block_` (the last block as trained, or None), `classes_` (with labels).
     """
 
     parts: int = 256
@@ -44,9 +54,10 @@ class PartNet:
     presence: bool = False
     background: bool = False
     norm: bool = False
+    landmarks: int | None = 8
     how: str = "neighbours"
     neighbours: int = 5
-    clusters: int = 40
+    clusters: int | None = 40
     epochs: int = 10
     batch: int = 64
     rate: float = 1e-3
@@ -56,22 +67,63 @@ class PartNet:
     dims: int = 128
     seed: int = 0
 
-    def fit(self, maps: Maps | Float[Tensor, "n d h w"], labels=None, views: Sequence = (), start: Parts | None = None, checkpoint=None):
+    def fit(
+        self, maps: Maps | Float[Tensor, "n d h w"], labels=None, views: Sequence = (), start: Parts | None = None,
+        block: nn.Module | None = None, checkpoint=None,
+    ):  # fmt: skip
         """Learn the parts of these photographs.
 
         Args:
             maps: of the training photographs alone. labels: `(n,)` class numbers, to learn with them.
             views: maps of the same photographs seen otherwise (`data.mirrored`, `data.cropped`), the mirrored ones first.
             start: parts to start from, as many as `parts`; clusters of foreground cells by default.
-            checkpoint: a file to go on from, as in `training.fit`.
+            block: the rest of the backbone (`Backbone.after`), where `maps` are of an earlier layer: a copy of it is trained first, without
+                labels, unless neighbours are not to be trusted.
+            checkpoint: a file to go on from, as in `training.fit`; the block's is beside it, with ".block" behind its name.
 
         Raises:
             NothingFound: fewer than four photographs, or all cells alike.
         """
-        n, d, h, w = maps.shape
+        n = len(maps)
         if n < 4:
             raise NothingFound(f"{n} photographs do not show what recurs: give four or more")
         labels = None if labels is None else check_labels(labels, n)
+        self.block_ = None if block is None else deepcopy(block).eval()
+        self.carried_over_ = self._carried_over(self.through(maps))
+        self.adapted_ = self.carried_over_ > 1
+        if block is not None and self.adapted_:
+            self._train_block(maps, views, checkpoint)
+        maps, *views = [self.through(some) for some in (maps, *views)]
+        task, subspace = self._task(maps, views, labels, start)
+        self.history_ = training.fit(task, self.epochs, self.batch, self.rate, checkpoint=checkpoint, seed=self.seed)
+        warn_of_collapse(self.history_[-1])
+        self.head_ = subspace.unfold(task.head).eval().requires_grad_(False)
+        self.classes_ = 0 if labels is None else self.head_.classes.out_features
+        self._learn_code(maps)
+        return self
+
+    def _carried_over(self, maps):
+        """Looks at the code of what nothing was trained for, landmarks and R-MAC."""
+        self.landmarks_ = self._find_landmarks(maps)
+        if len(maps) < 6:
+            return 0.0
+        return carries_over(join(*(block - block.mean(0) for block in self._untrained(maps))), self._whitening(len(maps)))
+
+    def _find_landmarks(self, maps):
+        count = self.landmarks or most_stable((4, 8, 16), lambda rows, k: Landmarks.of(some_of(maps, rows), k, seed=self.seed).maps, maps, self.seed)
+        return Landmarks.of(maps, count, seed=self.seed)
+
+    def _train_block(self, maps, views, checkpoint):
+        seen = [some.tensor() if isinstance(some, Maps) else some for some in (maps, *views)]
+        with torch.no_grad():
+            channels = self.block_(seen[0][:1]).shape[1]
+        task = LastBlock(self.block_.requires_grad_(True), channels, seen, min(self.neighbours, len(maps) - 1), self.temperature)
+        beside = None if checkpoint is None else f"{checkpoint}.block"
+        self.block_history_ = training.fit(task, self.epochs, self.batch, self.rate / 10, checkpoint=beside, seed=self.seed)
+        self.block_.eval().requires_grad_(False)
+
+    def _task(self, maps, views, labels, start):
+        """What the head is trained for, and the directions in which its filters are sought."""
         subspace = Subspace.of(maps, self.within, self.seed)
         head = PartHead(
             subspace.dims, self.parts, 0 if labels is None else int(labels.max()) + 1, self.pool, self.sizes, presence=self.presence,
@@ -81,13 +133,22 @@ class PartNet:
         seen = [subspace.reduce(some) for some in (maps, *views)]
         with torch.no_grad():
             head.filters.weight[: self.parts] = self._first_filters(subspace, seen[0], start)[:, :, None, None]
-        task = self._task(head, seen, labels)
-        self.history_ = training.fit(task, self.epochs, self.batch, self.rate, checkpoint=checkpoint, seed=self.seed)
-        warn_of_collapse(self.history_[-1])
-        self.head_ = subspace.unfold(head).eval().requires_grad_(False)
-        self.classes_ = head.classes.out_features if labels is not None else 0
-        self._learn_code(maps)
-        return self
+        losses = dict(self.losses)
+        if labels is not None:
+            return WithLabels(head, seen, torch.from_numpy(labels), losses), subspace
+        if self.how == "neighbours":
+            return WithNeighbours(head, seen, losses, min(self.neighbours, len(maps) - 1), self.temperature), subspace
+        if self.how == "clusters":
+            return WithClusters(head, seen, losses, self._count_clusters(head, seen[0]), self.temperature), subspace
+        raise ValueError(f"how={self.how!r}: without labels a part network learns from 'neighbours' or 'clusters'")
+
+    def _count_clusters(self, head, maps):
+        most = len(maps) // 2
+        if self.clusters is not None:
+            return check_count(min(self.clusters, most), len(maps), "clusters", "photographs")
+        codes = F.normalize(each(maps, head.bag), dim=1)
+        fit = lambda rows, k: lambda some: torch.from_numpy(KMeans(k, spherical=True, seed=self.seed).fit(codes[rows]).predict(some))
+        return most_stable([k for k in (10, 20, 40, 80) if k <= most // 2] or [most], fit, codes, self.seed)
 
     def _first_filters(self, subspace, maps, start):
         if start is not None:
@@ -102,38 +163,47 @@ class PartNet:
         middles = KMeans(self.parts, spherical=True, iterations=10, seed=self.seed).fit(drawn).centroids_
         return F.normalize(middles - 0.9 * drawn.mean(0), dim=1)
 
-    def _task(self, head, seen, labels):
-        losses = dict(self.losses)
-        if labels is not None:
-            return WithLabels(head, seen, torch.from_numpy(labels), losses)
-        if self.how == "neighbours":
-            return WithNeighbours(head, seen, losses, min(self.neighbours, len(seen[0]) - 1), self.temperature)
-        if self.how == "clusters":
-            return WithClusters(head, seen, losses, check_count(min(self.clusters, len(seen[0]) // 2), len(seen[0]), "clusters", "photographs"), self.temperature)
-        raise ValueError(f"how={self.how!r}: without labels a part network learns from 'neighbours' or 'clusters'")
+    # Codes.
+
+    def _whitening(self, n):
+        return NeighbourWhitening(min(self.dims, n - 1), min(self.neighbours, n - 1))
 
     def _learn_code(self, maps):
-        self.mean_ = F.normalize(self.bag(maps), dim=1).mean(0)
-        pooled = each(maps, rmac)
-        self.pooled_mean_ = pooled.mean(0)
-        self.whitening_ = NeighbourWhitening(self.dims, min(self.neighbours, len(maps) - 1)).fit(self.joined(maps))
+        self.landmarks_ = self._find_landmarks(maps) if self.block_ is not None else self.landmarks_
+        n = len(maps)
+        blocks = self._blocks(maps)
+        self.means_ = [block.mean(0) for block in blocks]
+        codes = join(*(block - mean for block, mean in zip(blocks, self.means_)))
+        self.whitening_ = replace(self._whitening(n), rounds=2 if self.adapted_ else 0).fit(codes)
+
+    def _untrained(self, maps):
+        return [each(maps, self.landmarks_.describe), each(maps, rmac)]
+
+    def _blocks(self, maps):
+        """What a code is joined of: landmarks and R-MAC, and the bag, unless it learnt from neighbours that were not to be trusted."""
+        return [*self._untrained(maps), F.normalize(each(maps, self._learnt().bag), dim=1)][: 2 + self.adapted_]
+
+    def through(self, maps):
+        """Maps of the backbone's end, where parts are: through the last block, where there is one."""
+        return maps if self.block_ is None else each(maps, self.block_)
 
     def bag(self, maps) -> Float[Tensor, "n p"]:
         """b: how much there is of each part in each photograph."""
-        return each(maps, self._learnt().bag)
+        return each(self.through(maps), self._learnt().bag)
 
-    def joined(self, maps) -> Float[Tensor, "n p+d"]:
-        """The centred bag next to centred R-MAC: the code before its whitening."""
-        return join(F.normalize(self.bag(maps), dim=1) - self.mean_, each(maps, rmac) - self.pooled_mean_)
+    def joined(self, maps) -> Float[Tensor, "n D"]:
+        """The code before its whitening: landmarks' descriptors, R-MAC and the bag, each of length 1 and centred."""
+        self._learnt()
+        return join(*(block - mean for block, mean in zip(self._blocks(self.through(maps)), self.means_)))
 
     def encode(self, maps) -> Float[Tensor, "n dims"]:
-        """Codes of length 1: `joined`, whitened by its neighbours among the training photographs."""
-        self._learnt()
-        return self.whitening_.transform(self.joined(maps))
+        """Codes of length 1: `joined`, whitened by its neighbours among the training photographs; turned only, where those were not trusted."""
+        joined = self.joined(maps)
+        return self.whitening_.transform(joined)
 
     def predict(self, maps) -> Int[np.ndarray, "n"]:
         """The class of the highest logit, where it was learnt with labels."""
-        return each(maps, self._learnt()).argmax(1).cpu().numpy()
+        return each(self.through(maps), self._learnt()).argmax(1).cpu().numpy()
 
     def as_parts(self) -> Parts:
         """Its filters as detectors of regions, for the gallery and for every measure that takes `Parts`; 0 is a cosine of 0."""
@@ -149,32 +219,48 @@ class PartNet:
 
     def save(self, file):
         """Write it to a .safetensors file: arrays and a line of JSON."""
-        tensors = {f"head.{name}": value for name, value in self._learnt().state_dict().items()}
-        tensors |= {"mean": self.mean_, "pooled_mean": self.pooled_mean_}
-        tensors |= {"whitening.mean": self.whitening_.mean_, "whitening.projection": self.whitening_.projection_}
-        _files.write(file, tensors, asdict(self) | {"classes": self.classes_}, "part network")
+        kept = {"head": self._learnt().state_dict(), "landmarks": vars(self.landmarks_) | vars(self.landmarks_.foreground)}
+        kept |= {"code": {"mean": self.whitening_.mean_, "projection": self.whitening_.projection_}}
+        kept |= {"means": {str(i): mean for i, mean in enumerate(self.means_)}}
+        kept |= {"block": {} if self.block_ is None else self.block_.state_dict()}
+        tensors = {f"{what}.{name}": value for what, own in kept.items() for name, value in own.items() if isinstance(value, Tensor)}
+        about = asdict(self) | {"classes": self.classes_, "adapted": self.adapted_, "carried_over": self.carried_over_}
+        about |= {"least": self.landmarks_.foreground.least}
+        _files.write(file, tensors, about, "part network")
 
     @classmethod
-    def load(cls, file) -> "PartNet":
+    def load(cls, file, block: nn.Module | None = None) -> "PartNet":
         """A part network that `save` wrote.
+
+        Args:
+            block: as it was given to `fit`, where it was: the weights are in the file, their order is not.
 
         Raises:
             FileNotFoundError: no such file.
-            ValueError: it is damaged, or holds something else.
+            ValueError: it is damaged, holds something else, or another block.
         """
-        return _files.read(file, "part network", cls._of)
+        return _files.read(file, "part network", lambda tensors, about: cls._of(tensors, about, block))
 
     @classmethod
-    def _of(cls, tensors, about):
-        classes, losses = about.pop("classes"), tuple(map(tuple, about.pop("losses")))
-        net = cls(**about, losses=losses)
+    def _of(cls, tensors, about, block):
+        of = lambda what: {name.removeprefix(f"{what}."): value for name, value in tensors.items() if name.startswith(f"{what}.")}
+        learnt = {name: about.pop(name) for name in ("classes", "adapted", "carried_over", "least")}
+        net = cls(**about | {"losses": tuple(map(tuple, about["losses"]))})
+        net.classes_, net.adapted_, net.carried_over_, least = learnt.values()
         net.head_ = PartHead(
-            tensors["head.filters.weight"].shape[1], net.parts, classes, net.pool, net.sizes, presence=net.presence,
+            tensors["head.filters.weight"].shape[1], net.parts, net.classes_, net.pool, net.sizes, presence=net.presence,
             background=net.background, norm="head.norm.running_mean" in tensors,
         )  # fmt: skip
-        net.head_.load_state_dict({name[5:]: value for name, value in tensors.items() if name.startswith("head.")})
+        net.head_.load_state_dict(of("head"))
         net.head_.eval().requires_grad_(False)
-        net.classes_, net.mean_, net.pooled_mean_ = classes, tensors["mean"], tensors["pooled_mean"]
+        marks = of("landmarks")
+        net.landmarks_ = Landmarks(Foreground(marks["mean"], marks["side"], least), marks["basis"], marks["middle"], marks["filters"])
+        net.means_ = [mean for _, mean in sorted(of("means").items())]
         net.whitening_ = NeighbourWhitening(net.dims)
-        net.whitening_.mean_, net.whitening_.projection_ = tensors["whitening.mean"], tensors["whitening.projection"]
+        net.whitening_.mean_, net.whitening_.projection_ = of("code")["mean"], of("code")["projection"]
+        if bool(of("block")) != (block is not None):
+            raise BlockMissing("this part network was learnt " + ("with a last block: give it, load(file, block=backbone.after(layer))" if block is None else "without a block: load(file)"))
+        net.block_ = None if block is None else deepcopy(block).eval().requires_grad_(False)
+        if block is not None:
+            net.block_.load_state_dict(of("block"))
         return net

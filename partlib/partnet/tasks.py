@@ -1,11 +1,12 @@
-"""What a part network is trained for: right classes, codes near those of neighbours, or codes near their cluster's centroid."""
+"""What is trained for: right classes, codes near those of neighbours, or near their cluster's centroid; the last block of the backbone too."""
 
 import torch
 from torch.nn import functional as F
 
 from .. import heads, training
 from ..clustering import KMeans
-from ..whitening import nearest
+from ..encoding import gem
+from ..whitening import NeighbourWhitening, nearest
 from .cells import foreground
 
 # Further terms of the loss by name: of the head, and of which cell is of which part in a batch, and in its mirrored pictures.
@@ -121,6 +122,31 @@ class WithNeighbours(_Unlabelled):
         there = (self.near[rows][:, :, None] == others).any(1)
         back = (self.near[others][:, :, None] == rows).any(1).T
         return (there & back) | (rows[:, None] == others)
+
+
+class _Pooled(torch.nn.Module):
+    """The last block and GeM: a photograph's code is what the mean of each channel says, as if each were a part."""
+
+    def __init__(self, block, channels):
+        super().__init__()
+        self.block, self.parts = block, channels
+
+    def bag(self, maps):
+        return gem(self.block(maps))
+
+
+class LastBlock(WithNeighbours):
+    """The backbone's last block, by the same contrast: neighbours are looked for in whitened codes, which name more of them rightly."""
+
+    def __init__(self, block, channels, seen, neighbours, temperature):
+        super().__init__(_Pooled(block, channels), seen, {}, neighbours, temperature)
+
+    def look(self, codes, generator):
+        whitening = NeighbourWhitening(neighbours=self.near.shape[1])
+        return super().look(whitening.fit(codes).transform(codes), generator)
+
+    def end(self, epoch):
+        return {}
 
 
 class WithClusters(_Unlabelled):
