@@ -122,9 +122,12 @@ def test_saved_and_loaded_it_answers_the_same(tmp_path):
     for net in (small(norm=True).fit(maps, labels), small(presence=True, background=True).fit(maps)):
         net.save(tmp_path / "net.safetensors")
         again = pl.PartNet.load(tmp_path / "net.safetensors")
-        close(again.encode(maps), net.encode(maps), 1e-6)
         if net.classes_:
             assert (again.predict(maps) == net.predict(maps)).all()
+            with pytest.raises(ValueError, match="learnt with labels"):
+                again.encode(maps)
+        else:
+            close(again.encode(maps), net.encode(maps), 1e-6)
 
 
 def test_files_that_hold_no_network_are_refused(tmp_path):

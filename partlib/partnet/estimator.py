@@ -43,9 +43,9 @@ class PartNet:
         dims: of the code that `encode` gives.
         seed: of whatever is drawn.
 
-    Attributes after `fit`: `head_` (PartHead), `history_` (one dict an epoch), `landmarks_` (Landmarks), `whitening_` (of codes),
-    `carried_over_` (`whitening.carries_over` of the code before anything was adapted), `adapted_` (whether it was above 1, and so neighbours
-    were trusted), `block_` (the last block as trained, or None), `classes_` (with labels).
+    Attributes after `fit`: `head_` (PartHead), `history_` (one dict an epoch), `block_` (the last block as trained, or None), `classes_` (how
+    many, 0 without labels); without labels also `landmarks_` (Landmarks), `whitening_` (of codes), `carried_over_` (`whitening.carries_over` of
+    the code before anything was adapted) and `adapted_` (whether it was above 1, and so neighbours were trusted).
     """
 
     parts: int = 256
@@ -89,8 +89,9 @@ class PartNet:
             raise NothingFound(f"{n} photographs do not show what recurs: give four or more")
         labels = None if labels is None else check_labels(labels, n)
         self.block_ = None if block is None else deepcopy(block).eval()
-        self.carried_over_ = self._carried_over(self.through(maps))
-        self.adapted_ = self.carried_over_ > 1
+        if labels is None or block is not None:
+            self.carried_over_ = self._carried_over(self.through(maps))
+            self.adapted_ = self.carried_over_ > 1
         if block is not None and self.adapted_:
             self._train_block(maps, views, checkpoint)
         maps, *views = [self.through(some) for some in (maps, *views)]
@@ -99,7 +100,8 @@ class PartNet:
         warn_of_collapse(self.history_[-1])
         self.head_ = subspace.unfold(task.head).eval().requires_grad_(False)
         self.classes_ = 0 if labels is None else self.head_.classes.out_features
-        self._learn_code(maps)
+        if labels is None:
+            self._learn_code(maps)
         return self
 
     def _carried_over(self, maps):
@@ -193,7 +195,8 @@ class PartNet:
 
     def joined(self, maps) -> Float[Tensor, "n D"]:
         """The code before its whitening: landmarks' descriptors, R-MAC and the bag, each of length 1 and centred."""
-        self._learnt()
+        if self._learnt().classes is not None:
+            raise ValueError("this part network was learnt with labels: it predicts, and its codes are bag(maps); fit(maps) alone learns to encode")
         return join(*(block - mean for block, mean in zip(self._blocks(self.through(maps)), self.means_)))
 
     def encode(self, maps) -> Float[Tensor, "n dims"]:
@@ -219,13 +222,13 @@ class PartNet:
 
     def save(self, file):
         """Write it to a .safetensors file: arrays and a line of JSON."""
-        kept = {"head": self._learnt().state_dict(), "landmarks": vars(self.landmarks_) | vars(self.landmarks_.foreground)}
-        kept |= {"code": {"mean": self.whitening_.mean_, "projection": self.whitening_.projection_}}
-        kept |= {"means": {str(i): mean for i, mean in enumerate(self.means_)}}
-        kept |= {"block": {} if self.block_ is None else self.block_.state_dict()}
+        kept = {"head": self._learnt().state_dict(), "block": {} if self.block_ is None else self.block_.state_dict()}
+        about = asdict(self) | {"classes": self.classes_}
+        if not self.classes_:
+            kept |= {"landmarks": vars(self.landmarks_) | vars(self.landmarks_.foreground), "means": {str(i): mean for i, mean in enumerate(self.means_)}}
+            kept |= {"code": {"mean": self.whitening_.mean_, "projection": self.whitening_.projection_}}
+            about |= {"adapted": self.adapted_, "carried_over": self.carried_over_, "least": self.landmarks_.foreground.least}
         tensors = {f"{what}.{name}": value for what, own in kept.items() for name, value in own.items() if isinstance(value, Tensor)}
-        about = asdict(self) | {"classes": self.classes_, "adapted": self.adapted_, "carried_over": self.carried_over_}
-        about |= {"least": self.landmarks_.foreground.least}
         _files.write(file, tensors, about, "part network")
 
     @classmethod
@@ -244,22 +247,25 @@ class PartNet:
     @classmethod
     def _of(cls, tensors, about, block):
         of = lambda what: {name.removeprefix(f"{what}."): value for name, value in tensors.items() if name.startswith(f"{what}.")}
-        learnt = {name: about.pop(name) for name in ("classes", "adapted", "carried_over", "least")}
+        learnt = {name: about.pop(name) for name in ("classes", "adapted", "carried_over", "least") if name in about}
         net = cls(**about | {"losses": tuple(map(tuple, about["losses"]))})
-        net.classes_, net.adapted_, net.carried_over_, least = learnt.values()
+        net.classes_ = learnt["classes"]
         net.head_ = PartHead(
             tensors["head.filters.weight"].shape[1], net.parts, net.classes_, net.pool, net.sizes, presence=net.presence,
             background=net.background, norm="head.norm.running_mean" in tensors,
         )  # fmt: skip
         net.head_.load_state_dict(of("head"))
         net.head_.eval().requires_grad_(False)
-        marks = of("landmarks")
-        net.landmarks_ = Landmarks(Foreground(marks["mean"], marks["side"], least), marks["basis"], marks["middle"], marks["filters"])
-        net.means_ = [mean for _, mean in sorted(of("means").items())]
-        net.whitening_ = NeighbourWhitening(net.dims)
-        net.whitening_.mean_, net.whitening_.projection_ = of("code")["mean"], of("code")["projection"]
+        if not net.classes_:
+            net.adapted_, net.carried_over_, marks = learnt["adapted"], learnt["carried_over"], of("landmarks")
+            foreground = Foreground(marks["mean"], marks["side"], learnt["least"])
+            net.landmarks_ = Landmarks(foreground, marks["basis"], marks["middle"], marks["filters"])
+            net.means_ = [mean for _, mean in sorted(of("means").items())]
+            net.whitening_ = NeighbourWhitening(net.dims)
+            net.whitening_.mean_, net.whitening_.projection_ = of("code")["mean"], of("code")["projection"]
         if bool(of("block")) != (block is not None):
-            raise BlockMissing("this part network was learnt " + ("with a last block: give it, load(file, block=backbone.after(layer))" if block is None else "without a block: load(file)"))
+            was = "without a block: load(file)" if block is not None else "with a last block: give it, load(file, block=backbone.after(layer))"
+            raise BlockMissing(f"this part network was learnt {was}")
         net.block_ = None if block is None else deepcopy(block).eval().requires_grad_(False)
         if block is not None:
             net.block_.load_state_dict(of("block"))
