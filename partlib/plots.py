@@ -148,7 +148,8 @@ def score_sheet(sheet, picture, title=None, count=7):
         edge = colour(sum(value for _, value in own))
         left_axis.add_patch(Rectangle((x0 - 0.5, y0 - 0.5), x1 - x0, y1 - y0, fill=False, linewidth=2, edgecolor=edge))
         text = ", ".join(name for name, _ in own)
-        left_axis.text(x0, y0, text, fontsize=7, color="white", va="bottom", bbox={"facecolor": edge, "pad": 1, "linewidth": 0})
+        va = "bottom" if y0 > 0 else "top"  # at the upper edge, inside the picture
+        left_axis.text(x0, y0, text, fontsize=7, color="white", va=va, bbox={"facecolor": edge, "pad": 1, "linewidth": 0})
     axis.barh(names, values, color=[*map(colour, values[:-1]), "0.35"])
     for i, value in enumerate(values):
         side, align = (3, "left") if value >= 0 else (-3, "right")
