@@ -5,8 +5,9 @@ PY     := .venv/bin/python
 READY  := .venv/.ready
 SITE   := _build/html/index.html
 
-# The same number of threads wherever the chapters run: their last digits depend on it (see book/_tools/execute.py).
+# The same number of threads and the same precision wherever the chapters run: their digits depend on them (see book/_tools/execute.py).
 export OMP_NUM_THREADS := 2
+export PARTLIB_PRECISION := float32
 export PYTHONHASHSEED := 0
 # Nothing that this machine's owner has set for other work reaches into the environment.
 export PIP_DISABLE_PIP_VERSION_CHECK := 1

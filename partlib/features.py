@@ -6,8 +6,8 @@ A cache is a folder `<cache>/<set>-<backbone>-<fingerprint>/` of three files:
     done.npy     (n,) CRC-32 of each photograph's map, 0 while it is not there: extraction resumes from this
     about.json   what made it; once complete, also the size and time of maps.npy, so that any later change is noticed
 
-The fingerprint covers the photographs, the weights, the layer, the size and the preprocessing: a cache made by
-anything else has another name, and is never read.
+The fingerprint covers the photographs, the weights, the layer, the size, the preprocessing and the precision: a cache made
+by anything else has another name, and is never read.
 """
 
 import errno
@@ -96,7 +96,7 @@ def extract(backbone: Backbone, photos: Photos, cache="data/cache", batch=32) ->
     """Maps of all photographs, each stretched to `backbone.size`: from the cache if they are there.
 
     Pictures are decoded beside the computation. On a CPU with bfloat16 arithmetic, and on a GPU, the network runs in
-    that precision. An interrupted run goes on where it stopped; a second process waits for the first.
+    that precision, unless PARTLIB_PRECISION=float32 is set. An interrupted run goes on where it stopped; a second process waits for the first.
 
     Args:
         backbone: it runs on the device it is on.
@@ -116,7 +116,8 @@ def extract(backbone: Backbone, photos: Photos, cache="data/cache", batch=32) ->
         raise ValueError(f"{photos.name} holds no photographs: nothing to extract")
     if backbone.training:
         raise ValueError(f"{backbone.name} is in training mode, in which the maps of one photograph depend on the others: call backbone.eval()")
-    key = sha256(f"{_FORMAT} {backbone.fingerprint} {photos.fingerprint}".encode()).hexdigest()[:16]
+    precision = " bfloat16" if _computes_in_bfloat16(backbone.mean.device) else ""
+    key = sha256(f"{_FORMAT}{precision} {backbone.fingerprint} {photos.fingerprint}".encode()).hexdigest()[:16]
     folder = Path(cache) / f"{_plain(photos.name)}-{backbone.name}-{key}"
     if not _is_sealed(folder):
         with _only_one(folder):
@@ -262,5 +263,11 @@ def _read(backbone, photos, rows):
 
 def fast_precision(device):
     """bfloat16 arithmetic where the processor has it (a third of the time), float32 elsewhere."""
-    has_bfloat16 = getattr(torch.cpu, "get_capabilities", dict)().get("avx512_bf16") if device.type == "cpu" else device.type == "cuda"
-    return torch.autocast(device.type, torch.bfloat16) if has_bfloat16 else nullcontext()
+    return torch.autocast(device.type, torch.bfloat16) if _computes_in_bfloat16(device) else nullcontext()
+
+
+def _computes_in_bfloat16(device):
+    """Not where PARTLIB_PRECISION is float32: with it, all processors give the same maps, nearly to the last digit."""
+    if os.environ.get("PARTLIB_PRECISION") == "float32":
+        return False
+    return bool(getattr(torch.cpu, "get_capabilities", dict)().get("avx512_bf16")) if device.type == "cpu" else device.type == "cuda"
