@@ -93,6 +93,16 @@ def test_maps_where_there_is_no_bfloat16(run, backbone, photos, monkeypatch):
     assert seen == N and torch.allclose(maps.tensor(), directly(backbone, photos), rtol=1e-3, atol=1e-3)
 
 
+def test_float32_where_it_is_asked_for_in_a_cache_of_its_own(run, backbone, photos, monkeypatch):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True}, raising=False)  # any processor can, if slowly
+    monkeypatch.delenv("PARTLIB_PRECISION", raising=False)
+    fast, seen = run(batch=3)
+    monkeypatch.setenv("PARTLIB_PRECISION", "float32")
+    exact, again = run(batch=3)
+    assert (seen, again) == (N, N) and not torch.equal(fast.tensor(), exact.tensor())
+    assert torch.allclose(exact.tensor(), directly(backbone, photos), rtol=1e-3, atol=1e-3)
+
+
 def test_a_second_run_computes_and_reads_nothing(run, photos):
     first, seen = run(batch=4)
     again, none = run(photos=replace(photos, read=None))
