@@ -59,7 +59,8 @@ def _thinned(photos, train, test):
 def run(method, which, seed):
     """One method on one set: a row of the record."""
     photos, train, test = SETS[which]()
-    row, dims, extract = {"method": method, "set": which, "seed": seed}, min(128, len(train) // 2), lambda **of: pl.extract(pl.Backbone(size=320, **of), photos, cache=CACHE)
+    row, dims = {"method": method, "set": which, "seed": seed}, min(128, len(train) // 2)
+    extract = lambda seen=photos, **of: pl.extract(pl.Backbone(size=320, **of), seen, cache=CACHE)
     measured = lambda codes: measures(codes, photos, train, test)
     whitened = lambda codes: measured(NeighbourWhitening(dims).fit(codes[train]).transform(codes))
     maps = extract(layer=BLOCK) if method == "parts, last block" else extract()
@@ -74,7 +75,7 @@ def run(method, which, seed):
         row |= whitened(codes) | _named("centred", measured(codes - codes[train].mean(0)))
         return row | against_keypoints(found.maps(maps[test], finer=2), photos[test])
     if method in HEADS:
-        views = [pl.extract(pl.Backbone(size=320), data.mirrored(photos), cache=CACHE)[train]]
+        views = [extract(data.mirrored(photos))[train]]
         start = time.perf_counter()
         net = replace(HEADS[method], seed=seed).fit(maps[train], photos.labels[train], views)
         row["seconds"] = time.perf_counter() - start
@@ -82,7 +83,7 @@ def run(method, which, seed):
     block, views = None, []
     if method == "parts, last block":
         block = pl.Backbone(size=320).after(BLOCK)
-        views = [pl.extract(pl.Backbone(size=320, layer=BLOCK), data.mirrored(photos), cache=CACHE)[train]]
+        views = [extract(data.mirrored(photos), layer=BLOCK)[train]]
     start = time.perf_counter()
     net = replace(NETS[method], seed=seed, dims=dims).fit(maps[train], views=views, block=block)
     row |= {"seconds": time.perf_counter() - start, "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024} | diagnosis(net)

@@ -27,7 +27,7 @@ def some_maps(maps, seed=0, cells=SAMPLE) -> Float[Tensor, "m d h w"]:
     """The maps of so many photographs, drawn at random, that they have so many cells; of all, if there are fewer."""
     n, _, h, w = maps.shape
     rows = np.sort(np.random.default_rng(seed).permutation(n)[: max(1, cells // (h * w))])
-    some = check_maps(maps[rows].tensor() if isinstance(maps, Maps) else maps[torch.from_numpy(rows)])
+    some = check_maps(maps[rows].tensor() if isinstance(maps, Maps) else maps[rows])
     if not torch.isfinite(some).all():
         raise ValueError("the maps hold NaN or infinity: mend what made them")
     seen = some.permute(0, 2, 3, 1).flatten(0, 2)

@@ -20,7 +20,7 @@ from ..mining import NothingFound, Parts
 from ..whitening import NeighbourWhitening, carries_over
 from .cells import SAMPLE, Foreground, Subspace, each, foreground
 from .choice import most_stable
-from .landmarks import Landmarks, some_of
+from .landmarks import Landmarks
 from .tasks import LastBlock, WithClusters, WithLabels, WithNeighbours
 
 
@@ -112,7 +112,7 @@ class PartNet:
         return carries_over(join(*(block - block.mean(0) for block in self._untrained(maps))), self._whitening(len(maps)))
 
     def _find_landmarks(self, maps):
-        count = self.landmarks or most_stable((4, 8, 16), lambda rows, k: Landmarks.of(some_of(maps, rows), k, seed=self.seed).maps, maps, self.seed)
+        count = self.landmarks or most_stable((4, 8, 16), lambda rows, k: Landmarks.of(maps[rows], k, seed=self.seed).maps, maps, self.seed)
         return Landmarks.of(maps, count, seed=self.seed)
 
     def _train_block(self, maps, views, checkpoint):

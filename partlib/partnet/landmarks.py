@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
@@ -89,8 +88,3 @@ def _placed(maps, on):
     cells, weight = F.normalize(maps, dim=1), on[:, None].to(maps.dtype)
     mean = (cells * weight).sum((2, 3), keepdim=True) / weight.sum((2, 3), keepdim=True).clamp(min=1)
     return F.normalize(cells - mean, dim=1)
-
-
-def some_of(maps, rows):
-    """The maps of these photographs, on disk or in memory."""
-    return maps[rows] if not isinstance(maps, Tensor) else maps[torch.from_numpy(np.asarray(rows))]
