@@ -281,7 +281,7 @@ def test_a_balance_that_cannot_be():
 @pytest.mark.parametrize(
     ("call", "choice"),
     [
-        (lambda: pl.retrieval.Index(codes, kind="flat"), "kind='flat': an index is 'exact', 'ivf' or 'hnsw'"),
+        (lambda: pl.retrieval.Index(codes, kind="flat"), "kind='flat': an index is 'exact', 'ivf', 'ivfpq' or 'hnsw'"),
         (lambda: pl.retrieval.average_precision([True], "area"), "variant='area': average precision is 'sum' or 'trapezoid'"),
         (lambda: pl.retrieval.evaluate(codes, labels, variant="area"), "variant='area': average precision is 'sum' or 'trapezoid'"),
     ],
