@@ -49,3 +49,25 @@ def _checked(train_codes, train_labels, test_codes, test_labels):
     if train.shape[1] != test.shape[1]:
         raise ValueError(f"training codes of {train.shape[1]} dimensions, test codes of {test.shape[1]}: encode both alike")
     return train, check_labels(train_labels, len(train), "training labels"), test, check_labels(test_labels, len(test), "test labels")
+
+
+def few_shot(codes, labels, ways=5, shots=1, queries=15, episodes=600, seed=0) -> dict[str, float]:
+    """Few-shot recognition by the nearest class mean: mean accuracy over episodes, in percent, and half the width of its 95 % interval.
+
+    An episode draws `ways` classes, and of each `shots` codes to learn from and `queries` others to be recognised. A query gets the class whose mean of
+    unit codes has the highest cosine with it [Snell et al. 2017, with cosines]. Classes with fewer than shots + queries codes are not drawn. The interval
+    1.96 σ / √episodes is about the draw of episodes from these codes, not about other photographs.
+    """
+    codes = unit(codes)
+    labels = check_labels(labels, len(codes))
+    rows = [own for c in np.unique(labels) if len(own := np.flatnonzero(labels == c)) >= shots + queries]
+    if len(rows) < ways or min(ways, shots, queries, episodes) < 1:
+        raise ValueError(f"{len(rows)} classes have {shots} + {queries} codes, and an episode takes {ways}: ask for fewer ways, shots or queries")
+    draw, right = np.random.default_rng(seed), []
+    for _ in range(episodes):
+        chosen = np.stack([draw.permutation(rows[c])[: shots + queries] for c in draw.permutation(len(rows))[:ways]])
+        means = unit(codes[chosen[:, :shots]].mean(1))
+        answers = np.einsum("wqd,vd->wqv", codes[chosen[:, shots:]], means).argmax(2)
+        right.append((answers == np.arange(ways)[:, None]).mean())
+    spread = np.std(right, ddof=1) if episodes > 1 else 0.0
+    return {"accuracy": 100 * float(np.mean(right)), "interval": 100 * 1.96 * float(spread) / episodes**0.5}
