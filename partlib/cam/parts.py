@@ -1,12 +1,4 @@
-"""Class activation maps: which cells a decision came from, exactly.
-
-A network that averages its last map and applies a linear layer gives class c the logit
-
-    ℓ_c = b_c + Σ_k w_ck (1/hw) Σ_xy f_k(x, y) = b_c + Σ_xy M_c(x, y),    M_c(x, y) = (1/hw) Σ_k w_ck f_k(x, y).
-
-So M_c is a picture of the logit: signed, and its cells add up to the logit less the bias. Zhou et al. (CVPR 2016) draw
-it without the factor 1/hw, and each map stretched to its own range, which hides both sign and size. Neither is done here.
-"""
+"""Part-CAM: a part head's logit is ℓ_c = Σ_p V_cp b_p, so its parts' contributions need not be estimated."""
 
 from dataclasses import dataclass
 from typing import Sequence
@@ -14,70 +6,11 @@ from typing import Sequence
 import numpy as np
 import torch
 from jaxtyping import Float, Int
-from scipy import ndimage
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
-from ._checks import check_labels, check_maps
-from .heads import PartHead
-
-
-@dataclass(frozen=True)
-class ClassMaps:
-    """Signed contributions of cells to logits: `maps` (n, c, h, w) and the constant `bias` (c,)."""
-
-    maps: Float[Tensor, "n c h w"]
-    bias: Float[Tensor, "c"]
-
-    @property
-    def logits(self) -> Float[Tensor, "n c"]:
-        """The logits that these maps explain: their sums, plus the bias."""
-        return self.maps.sum((2, 3)) + self.bias
-
-
-def class_maps(maps: Float[Tensor, "n d h w"], layer: nn.Linear) -> ClassMaps:
-    """What each cell adds to each class's logit, for a linear layer on the average-pooled map.
-
-    Args:
-        layer: `backbone.classifier`, or a linear layer trained on GAP codes.
-    """
-    n, d, h, w = check_maps(maps).shape
-    if not isinstance(layer, nn.Linear):
-        raise TypeError(f"class_maps explains a linear layer (nn.Linear), not {type(layer).__name__}: some backbones have none on their pooled map")
-    if layer.in_features != d:
-        raise ValueError(f"the layer takes {layer.in_features} channels, the maps have {d}: take the layer that was trained on these maps")
-    contributions = torch.einsum("ndhw,cd->nchw", maps, layer.weight) / (h * w)
-    bias = layer.bias if layer.bias is not None else layer.weight.new_zeros(layer.out_features)
-    return ClassMaps(contributions, bias)
-
-
-def enlarge(cells: Float[Tensor, "... h w"], picture: tuple[int, int]) -> Float[Tensor, "... height width"]:
-    """Maps drawn at the size (width, height) of their picture, bilinearly; values stay those of the cells."""
-    width, height = picture
-    flat = cells.reshape(-1, 1, *cells.shape[-2:]).float()
-    return F.interpolate(flat, (height, width), mode="bilinear", align_corners=False).reshape(*cells.shape[:-2], height, width)
-
-
-def object_box(values: Float[Tensor, "height width"], threshold=0.2) -> tuple[int, int, int, int]:
-    """Box (x0, y0, x1, y1) of the largest connected area above a share of the maximum [Zhou et al. 2016, section 3.2].
-
-    Where nothing is positive there is no evidence for the class, and the box is the whole picture.
-    """
-    if not 0 < threshold <= 1:
-        raise ValueError(f"threshold={threshold}: it is a share of the maximum, above 0 and up to 1")
-    values = torch.as_tensor(values).detach().cpu().numpy()
-    if values.ndim != 2 or values.size == 0:
-        raise ValueError(f"expected one map (height, width), not {values.shape}: take that of one photograph and one class, as in maps[0, c]")
-    if not np.isfinite(values).all():
-        raise ValueError("the map holds NaN or infinity: mend what made it")
-    top = values.max()
-    areas, count = ndimage.label(values >= threshold * top) if top > 0 else (np.ones(values.shape, int), 1)
-    largest = 1 + np.argmax(np.bincount(areas.ravel(), minlength=count + 1)[1:])
-    y, x = ndimage.find_objects((areas == largest).astype(int))[0]
-    return x.start, y.start, x.stop, y.stop
-
-
-# Part-CAM: a part head's logit is ℓ_c = Σ_p V_cp b_p, so its parts' contributions need not be estimated.
+from .._checks import check_labels, check_maps
+from ..heads import PartHead
 
 
 @dataclass(frozen=True)
@@ -158,12 +91,20 @@ def score_sheet(head: PartHead, maps: Float[Tensor, "1 d h w"], c: int, against:
     row, constant = weights[c], constants[c]
     if against is not None:
         row, constant = row - weights[against], constant - constants[against]
-    scores, bag = head.scores(maps)[0], head.bag(maps)[0]
-    boxes = head.boxes(*maps.shape[2:])[scores.argmax(1).cpu()]
-    if head.thresholds is not None:
-        boxes[(scores.amax(1) == 0).cpu()] = 0
+    bag = head.bag(maps)[0]
+    boxes = strongest(head, maps)[0]
     parts = (row * bag).argsort(descending=True)
     return ScoreSheet(c, against, parts, (row * bag)[parts], row[parts], bag[parts], boxes[parts.cpu()], tuple(maps.shape[2:]), constant)
+
+
+@torch.no_grad()
+def strongest(head: PartHead, maps: Float[Tensor, "n d h w"]) -> Int[Tensor, "n p 4"]:
+    """The box of each part's strongest region, in cells; 0, 0, 0, 0 where the part is absent: no region passes its threshold."""
+    scores = head.scores(check_maps(maps))
+    boxes = head.boxes(*maps.shape[2:])[scores.argmax(2).cpu()]
+    if head.thresholds is not None:
+        boxes[(scores.amax(2) == 0).cpu()] = 0
+    return boxes
 
 
 @torch.no_grad()
