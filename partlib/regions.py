@@ -6,7 +6,7 @@ A box is x0, y0, x1, y1 in cells of the map, upper ends excluded: (0, 0, w, h) i
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from PIL import Image
 from scipy import ndimage
 from torch import Tensor
@@ -222,6 +222,14 @@ def to_cells(boxes, cells: tuple[int, int], picture: tuple[int, int]) -> Int[Ten
 def _cell_size(cells, picture):
     (h, w), (width, height) = cells, picture
     return torch.tensor([width / w, height / h, width / w, height / h], dtype=torch.float64)
+
+
+def largest_area(found: Bool[np.ndarray, "h w"]) -> tuple[int, int, int, int]:
+    """The box of the largest connected area of what was found; of the first in reading order if there are several. There must be one."""
+    areas, count = ndimage.label(found)
+    largest = 1 + np.argmax(np.bincount(areas.ravel(), minlength=count + 1)[1:])
+    y, x = ndimage.find_objects((areas == largest).astype(int))[0]
+    return x.start, y.start, x.stop, y.stop
 
 
 def iou(a: Float[Tensor, "r 4"], b: Float[Tensor, "s 4"]) -> Float[Tensor, "r s"]:

@@ -5,11 +5,11 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from jaxtyping import Float
-from scipy import ndimage
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .._checks import check_maps
+from ..regions import largest_area
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,4 @@ def object_box(values: Float[Tensor, "height width"], threshold=0.2) -> tuple[in
     if not np.isfinite(values).all():
         raise ValueError("the map holds NaN or infinity: mend what made it")
     top = values.max()
-    areas, count = ndimage.label(values >= threshold * top) if top > 0 else (np.ones(values.shape, int), 1)
-    largest = 1 + np.argmax(np.bincount(areas.ravel(), minlength=count + 1)[1:])
-    y, x = ndimage.find_objects((areas == largest).astype(int))[0]
-    return x.start, y.start, x.stop, y.stop
+    return largest_area(values >= threshold * top if top > 0 else np.ones(values.shape, bool))
