@@ -91,7 +91,7 @@ def _many_windows(h, w):
     return torch.cat([regions.windows(h, w, (side,), step=max(1, side // 4)) for side in sides])
 
 
-def triplet_loss(query: Float[Tensor, "n d"], right: Float[Tensor, "n d"], wrong: Float[Tensor, "n d"], margin=0.1) -> Float[Tensor, ""]:
+def triplet_loss(query: Float[Tensor, "n d"], right: Float[Tensor, "n d"], wrong: Float[Tensor, "n d"], margin=1.0) -> Float[Tensor, ""]:
     """mean ½ max(0, m + ‖q − d⁺‖² − ‖q − d⁻‖²) [Gordo et al. 2017, section 4.1]."""
     near, far = (query - right).square().sum(1), (query - wrong).square().sum(1)
     return 0.5 * (margin + near - far).clamp(min=0).mean()
@@ -109,7 +109,7 @@ class Triplets(training.Task):
         labels: `(n,)`, or None. neighbours: k. spare, hard: see above; at most a tenth and a half of the photographs. margin: m.
     """
 
-    def __init__(self, code: RegionalCode, views, labels=None, neighbours=5, spare=30, hard=30, margin=0.1):
+    def __init__(self, code: RegionalCode, views, labels=None, neighbours=10, spare=30, hard=30, margin=1.0):
         super().__init__()
         self.code, self.margin = code, margin
         with torch.no_grad():  # where no exponent is learnt, windows are described once and for all
@@ -156,7 +156,8 @@ class Triplets(training.Task):
 
     def forward(self, rows, right, view, wrong):
         """The loss of these triplets."""
-        theirs = torch.stack([self._codes(v, right) for v in range(len(self.seen))])[view, torch.arange(len(rows))]
+        some = [(view == v).nonzero()[:, 0] for v in range(len(self.seen))]
+        theirs = torch.cat([self._codes(v, right[own]) for v, own in enumerate(some)])[torch.cat(some).argsort()]
         return {"triplet": triplet_loss(self._codes(0, rows), theirs, self._codes(0, wrong), self.margin)}
 
     def _codes(self, view, rows):
