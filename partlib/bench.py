@@ -2,7 +2,8 @@
 
 Of extraction, the plain loop: Pillow, torch's default memory layout, float32, batches of 16 decoded one after the other. Of
 matching (`python -m partlib.bench matching`), loops over single photographs, with POT's Sinkhorn and with the library's own. Of
-parts (`python -m partlib.bench parts`), how time and memory grow with the photographs. Everything runs in this process; where
+parts (`python -m partlib.bench parts`), how time and memory grow with the photographs. Of search (`python -m partlib.bench search`, some minutes
+and 5 GB), a million codes in every kind of index, against exact search. Everything runs in this process; where
 two are compared it is by turns, and the best of the rounds counts, so that other work on the machine weighs least.
 """
 
@@ -27,6 +28,7 @@ from .features import extract, fast_precision
 from .matching import sinkhorn
 from .mining import UnsupervisedParts
 from .regions import Regions
+from .retrieval import Index
 
 
 def plain_loop(network, backbone, photos):
@@ -41,16 +43,19 @@ def plain_loop(network, backbone, photos):
 
 
 def main():
-    """Print how fast extraction or matching is beside plain loops, or how learning parts grows with the photographs."""
+    """Print how fast extraction or matching is beside plain loops, how learning parts grows with the photographs, or what indexes find and cost."""
     parser = argparse.ArgumentParser(prog="python -m partlib.bench", description=main.__doc__)
-    parser.add_argument("what", nargs="?", choices=("extraction", "matching", "parts"), default="extraction", help="(default extraction)")
+    parser.add_argument("what", nargs="?", choices=("extraction", "matching", "parts", "search"), default="extraction", help="(default extraction)")
     parser.add_argument("--plain", type=int, default=160, help="photographs for the plain loop, spread over the set (default 160)")
+    parser.add_argument("--codes", type=int, default=1_000_000, help="codes to search (default a million)")
     parser.add_argument("--rounds", type=int, default=3, help="how often each is timed (default 3)")
     options = parser.parse_args()
     if options.what == "matching":
         matching(options.rounds)
     elif options.what == "parts":
         parts()
+    elif options.what == "search":
+        search(options.codes)
     else:
         extraction(options.plain, options.rounds)
 
@@ -130,6 +135,45 @@ def parts(groups=20, each=10):
         print(f"{len(regions):6d} photographs{took}, peak memory {max(held):6.0f} MB", flush=True)
 
 
+KINDS = {
+    "exact": {},
+    "ivf, 32 of 1000 cells": {"kind": "ivf", "cells": 1000, "probes": 32},
+    "ivfpq, 64 bytes": {"kind": "ivfpq", "cells": 1000, "probes": 32, "pieces": 64, "again": 0},
+    "ivfpq, 64 + 256 bytes": {"kind": "ivfpq", "cells": 1000, "probes": 32, "pieces": 64, "again": 8},
+}
+
+
+def search(n, d=256, asking=200, k=10):
+    """Memory of each index of `n` codes, seconds to build it, milliseconds a query one at a time, and the share of the true ten nearest that it finds."""
+    codes, queries = clustered_codes(n, d), clustered_codes(asking, d, seed=1)
+    print(f"{n} codes of {d} numbers, {asking} queries, {torch.get_num_threads()} threads", flush=True)
+    for name, options in KINDS.items():
+        with _own_memory() as held:
+            seconds, index = _timed(lambda: Index(codes, **options))
+        grown = max(held[-1] - held[0], 0)
+        taken, found = _timed(lambda: np.stack([index.search(query, k)[1] for query in queries]))
+        truth = found if name == "exact" else truth
+        recall = np.mean([len(set(a) & set(b)) / k for a, b in zip(truth, found)])
+        print(f"{name:<24}{grown:7.0f} MB {seconds:7.1f} s to build {1000 * taken / asking:8.2f} ms a query   recall@{k} {recall:.3f}", flush=True)
+        del index
+
+
+def clustered_codes(n, d, kinds=20_000, directions=64, seed=0):
+    """Made-up codes as real ones are: in kinds of very different sizes, with few strong directions and many weak ones.
+
+    Codes of different seeds are of the same kinds.
+    """
+    world, draw = np.random.default_rng(99), np.random.default_rng(seed)
+    scale = (1 / np.sqrt(1 + np.arange(d) / (directions / 8))).astype(np.float32)
+    centres = world.standard_normal((kinds, d), dtype=np.float32) * scale
+    sizes = world.pareto(1.5, kinds) + 0.1
+    own = draw.choice(kinds, n, p=sizes / sizes.sum())
+    codes = np.empty((n, d), np.float32)
+    for rows in np.array_split(np.arange(n), max(1, n // 100_000)):
+        codes[rows] = centres[own[rows]] + 0.6 * scale * draw.standard_normal((len(rows), d), dtype=np.float32)
+    return torch.from_numpy(codes)
+
+
 @contextmanager
 def _own_memory(every=0.01):
     """A list that grows, inside the block, by the MB this process holds now, where /proc tells (elsewhere by its peak so far).
@@ -155,6 +199,7 @@ def _own_memory(every=0.01):
     finally:
         over.set()
         thread.join()
+        held.append(now())
 
 
 def _timed(function, *arguments):
