@@ -16,7 +16,7 @@ FILES = sorted(ROOT.rglob("*.py"))
 ROAD = (
     "data", "backbones", "features", "regions", "whitening", "clustering", "matching", "encoding", "mining", "heads",
     "training", "partnet", "pretext", "selfcluster", "retrieval", "evaluation", "cam", "plots", "widgets", "report",
-    "cli", "bench",
+    "cli", "bench", "configurations", "results",
 )  # fmt: skip
 HELPERS = ("_checks", "_files", "_progress")  # of no stage: all may import them, and they import none
 

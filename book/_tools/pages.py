@@ -23,7 +23,7 @@ ROAD = {
     "Learning": ["training", "partnet", "pretext", "selfcluster"],
     "Answers": ["retrieval", "evaluation"],
     "Explanations": ["cam"],
-    "Faces": ["plots", "widgets", "report", "cli", "bench"],
+    "Faces": ["plots", "widgets", "report", "cli", "bench", "configurations", "results"],
 }
 
 
