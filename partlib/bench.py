@@ -2,7 +2,8 @@
 
 Of extraction, the plain loop: Pillow, torch's default memory layout, float32, batches of 16 decoded one after the other. Of
 matching (`python -m partlib.bench matching`), loops over single photographs, with POT's Sinkhorn and with the library's own. Of
-parts (`python -m partlib.bench parts`), how time and memory grow with the photographs. Of search (`python -m partlib.bench search`, some minutes
+parts (`python -m partlib.bench parts`), how time and memory grow with the photographs. Of the part network (`python -m partlib.bench
+network`), what learning and a code cost beside the backbone. Of search (`python -m partlib.bench search`, some minutes
 and 5 GB), a million codes in every kind of index, against exact search. Everything runs in this process; where
 two are compared it is by turns, and the best of the rounds counts, so that other work on the machine weighs least.
 """
@@ -27,6 +28,7 @@ from .encoding import gap
 from .features import extract, fast_precision
 from .matching import sinkhorn
 from .mining import UnsupervisedParts
+from .partnet import PartNet
 from .regions import Regions
 from .retrieval import Index
 
@@ -45,7 +47,7 @@ def plain_loop(network, backbone, photos):
 def main():
     """Print how fast extraction or matching is beside plain loops, how learning parts grows with the photographs, or what indexes find and cost."""
     parser = argparse.ArgumentParser(prog="python -m partlib.bench", description=main.__doc__)
-    parser.add_argument("what", nargs="?", choices=("extraction", "matching", "parts", "search"), default="extraction", help="(default extraction)")
+    parser.add_argument("what", nargs="?", choices=("extraction", "matching", "parts", "network", "search"), default="extraction", help="(default extraction)")
     parser.add_argument("--plain", type=int, default=160, help="photographs for the plain loop, spread over the set (default 160)")
     parser.add_argument("--codes", type=int, default=1_000_000, help="codes to search (default a million)")
     parser.add_argument("--rounds", type=int, default=3, help="how often each is timed (default 3)")
@@ -54,6 +56,8 @@ def main():
         matching(options.rounds)
     elif options.what == "parts":
         parts()
+    elif options.what == "network":
+        network(options.rounds)
     elif options.what == "search":
         search(options.codes)
     else:
@@ -133,6 +137,22 @@ def parts(groups=20, each=10):
         processor = time.process_time() - processor
         took = f"{seconds:8.1f} s {1000 * seconds / len(regions):6.1f} ms each, {processor:8.1f} s of processor"
         print(f"{len(regions):6d} photographs{took}, peak memory {max(held):6.0f} MB", flush=True)
+
+
+def network(rounds, some=32):
+    """Seconds to learn a part network from cached maps, and milliseconds a photograph of its bag and its code, beside the backbone's."""
+    photos, backbone = groceries(), Backbone(size=320)
+    maps = extract(backbone, photos, cache="data/cache")
+    processor = time.process_time()
+    seconds, net = _timed(PartNet().fit, maps)
+    processor = time.process_time() - processor
+    print(f"{len(maps)} photographs learnt from in {seconds:.1f} s, {processor:.1f} s of processor, {torch.get_num_threads()} threads")
+    pictures, seen = torch.stack([backbone.prepare(photos[i]) for i in range(some)]), maps[:some].tensor()
+    works = {"backbone": lambda: backbone(pictures), "bag of parts": lambda: net.bag(seen), f"code ({' + '.join(net.code_)})": lambda: net.encode(seen)}
+    with torch.inference_mode():
+        best = {name: min(_timed(work)[0] for _ in range(rounds + 1)) for name, work in works.items()}
+    for name, took in best.items():
+        print(f"{name:<32}{1000 * took / some:8.2f} ms a photograph {100 * took / best['backbone']:7.1f} % of the backbone")
 
 
 KINDS = {
