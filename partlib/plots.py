@@ -1,11 +1,11 @@
-"""Figures of the book: photographs, neighbours, regions, signed maps, score sheets, measures. Each function returns its figure."""
+"""Figures of the book: photographs, neighbours, regions, signed maps, sheets of decisions, matches and classes. Each function returns its figure."""
 
 import matplotlib.pyplot as plt
 import numpy as np
 import seaborn as sns
 from matplotlib.patches import Rectangle
 
-from .cam import enlarge
+from .cam import enlarge, strongest
 from .regions import to_pixels
 
 PALETTE = sns.color_palette("colorblind")  # told apart with every common kind of colour vision
@@ -125,41 +125,99 @@ def score_sheet(sheet, picture, title=None, count=7):
     Args:
         sheet: a `cam.ScoreSheet`. count: how many parts have a bar of their own, whichever their sign; the last bar is the sum of all.
     """
-    largest = sheet.contributions.abs().argsort(descending=True)[:count].sort().values.tolist()
-    bars = sheet.contributions[largest].tolist()
-    rest = float(sheet.contributions.sum()) - sum(bars)
-    left = len(sheet.parts) - len(largest)
+    largest, values, left = _largest(sheet.contributions, count)
     total = "logit" if sheet.against is None else "lead"
-    names = [f"part {p}" for p in sheet.parts[largest].tolist()] + [f"{left} others"] * (left > 0) + ["constant", total]
-    values = bars + [rest] * (left > 0) + [float(sheet.constant), float(sheet.total)]
-    against, for_it = (plt.get_cmap(SIGNED)(place) for place in (0.12, 0.85))
-    colour = lambda value: for_it if value > 0 else against
-
+    numbers = [str(p) for p in sheet.parts[largest].tolist()]
+    names = [f"part {p}" for p in numbers] + left + ["constant", total]
     figure, (left_axis, axis) = plt.subplots(1, 2, figsize=(8, 3.6), width_ratios=(1, 1.15), layout="constrained")
-    left_axis.imshow(np.asarray(picture))
+    _where(left_axis, picture, numbers, values, sheet.boxes[largest].tolist(), sheet.cells)
     left_axis.set_title(title or "")
-    left_axis.axis("off")
-    shared = {}  # parts whose strongest region is the same have one box
-    for name, value, box in zip(names, bars, sheet.boxes[largest].tolist()):
-        shared.setdefault(tuple(box), []).append((name.removeprefix("part "), value))
+    _signed_bars(axis, names, [*values, float(sheet.constant), float(sheet.total)], 1)
+    axis.set_xlabel(f"adds to the {total}")
+    return figure
+
+
+def match_sheet(sheet, pictures, titles=("", ""), count=7):
+    """A match as a sum: the two pictures with the regions of the largest terms, and bars of these, of all others, and the similarity.
+
+    Args:
+        sheet: a `cam.MatchSheet`. pictures: the two, in its order. count: how many terms have a bar of their own.
+    """
+    largest, values, left = _largest(sheet.shares, count)
+    names = [sheet.names[i] for i in largest]
+    figure, (*both, axis) = plt.subplots(1, 3, figsize=(9.5, 3.3), width_ratios=(1, 1, 1.1), layout="constrained")
+    short = [name.removeprefix("part ").replace("landmark ", "L").replace("whole picture", "all") for name in names]
+    for drawn, picture, boxes_of, cells_of, title in zip(both, pictures, sheet.boxes[:, largest].tolist(), sheet.cells, titles):
+        _where(drawn, picture, short, values, boxes_of, cells_of)
+        drawn.set_title(title)
+    _signed_bars(axis, names + left + ["similarity"], [*values, float(sheet.total)], 2)
+    axis.set_xlabel("adds to the similarity")
+    return figure
+
+
+def category_sheet(category, c, head, maps, photos, count=6, columns=6):
+    """What sets a class apart: of the parts with the largest terms, the strongest regions in photographs of the class, and what each adds.
+
+    Args:
+        category: a `cam.CategoryParts`; its `minus_rest` is drawn. maps: (m, d, h, w) of photographs of the class, `photos`, in the same order.
+    """
+    parts = category.minus_rest[c].abs().argsort(descending=True)[:count].tolist()
+    bags, found = head.bag(maps), strongest(head, maps)
+    figure, axes = plt.subplots(count, columns + 1, figsize=(columns + 3.5, count), width_ratios=[1] * columns + [3], layout="constrained")
+    for line, p in zip(axes, parts):
+        best = bags[:, p].argsort(descending=True)[:columns].tolist()
+        for axis, i in zip(line, best):
+            picture = photos[i]
+            corners = to_pixels(found[i, p], maps.shape[2:], picture.size).round().int().tolist()
+            axis.imshow(np.asarray(picture.crop(corners).resize((64, 64))) if corners[2] > corners[0] else np.full((64, 64, 3), 255))
+        for axis in line:
+            axis.axis("off")
+    grid = axes[0, 0].get_gridspec()
+    axis = figure.add_subplot(grid[:, -1])
+    _signed_bars(axis, [f"part {p}" for p in parts], category.minus_rest[c][parts].tolist(), 1, last=None)
+    axis.set_xlabel("adds to the class, less what it adds elsewhere")
+    return figure
+
+
+def _largest(terms, count):
+    """Which terms have bars of their own, in the order of the sheet; these and the sum of all others; a name for the others."""
+    largest = terms.abs().argsort(descending=True)[:count].sort().values.tolist()
+    values, left = terms[largest].tolist(), len(terms) - len(largest)
+    return largest, values + [float(terms.sum()) - sum(values)] * (left > 0), [f"{left} others"] * (left > 0)
+
+
+def _sign_colour(value):
+    return plt.get_cmap(SIGNED)(0.85 if value > 0 else 0.12)
+
+
+def _where(axis, picture, names, values, boxes, cells):
+    """The picture with named boxes in the colour of their terms' sign; terms whose region is the same have one box."""
+    axis.imshow(np.asarray(picture))
+    axis.axis("off")
+    shared = {}
+    for name, value, box in zip(names, values, boxes):
+        shared.setdefault(tuple(box), []).append((name, value))
     shared.pop((0, 0, 0, 0), None)
     for box, own in shared.items():
-        x0, y0, x1, y1 = to_pixels(box, sheet.cells, picture.size).tolist()
-        edge = colour(sum(value for _, value in own))
-        left_axis.add_patch(Rectangle((x0 - 0.5, y0 - 0.5), x1 - x0, y1 - y0, fill=False, linewidth=2, edgecolor=edge))
-        text = ", ".join(name for name, _ in own)
+        x0, y0, x1, y1 = to_pixels(box, cells, picture.size).tolist()
+        edge = _sign_colour(sum(value for _, value in own))
+        axis.add_patch(Rectangle((x0 - 0.5, y0 - 0.5), x1 - x0, y1 - y0, fill=False, linewidth=2, edgecolor=edge))
         va = "bottom" if y0 > 0 else "top"  # at the upper edge, inside the picture
-        left_axis.text(x0, y0, text, fontsize=7, color="white", va=va, bbox={"facecolor": edge, "pad": 1, "linewidth": 0})
-    axis.barh(names, values, color=[*map(colour, values[:-1]), "0.35"])
+        text = ", ".join(name for name, _ in own)
+        axis.text(x0, y0, text, fontsize=7, color="white", va=va, bbox={"facecolor": edge, "pad": 1, "linewidth": 0})
+
+
+def _signed_bars(axis, names, values, digits, last="0.35"):
+    """Bars from above, in the colour of their sign; the last one, the sum, in a colour of its own."""
+    colours = [*map(_sign_colour, values)]
+    axis.barh(names, values, color=colours if last is None else [*colours[:-1], last])
     for i, value in enumerate(values):
         side, align = (3, "left") if value >= 0 else (-3, "right")
-        axis.annotate(f"{value:+.1f}", (value, i), (side, 0), textcoords="offset points", va="center", ha=align, fontsize=8)
+        axis.annotate(f"{value:+.{digits}f}", (value, i), (side, 0), textcoords="offset points", va="center", ha=align, fontsize=8)
     axis.axvline(0, color="black", linewidth=0.8)
     axis.margins(x=0.16)
     axis.invert_yaxis()
-    axis.set_xlabel(f"adds to the {total}")
     axis.spines[["top", "right"]].set_visible(False)
-    return figure
 
 
 def cells(picture, values, axis=None, cmap="viridis"):

@@ -14,7 +14,7 @@ from matplotlib.colors import to_rgba
 from PIL import Image
 
 from partlib import plots, widgets
-from partlib.cam import score_sheet
+from partlib.cam import CategoryParts, MatchSheet, score_sheet
 from partlib.data import Photos
 from partlib.heads import PartHead
 from partlib.mining import Parts
@@ -169,6 +169,40 @@ def test_parts_with_one_region_share_a_box_and_absent_ones_have_none():
 def test_a_contrast_says_that_it_is_a_lead():
     figure = plots.score_sheet(a_sheet([1.0, -3.0], against=1, constant=0.0), solid(0))
     assert bars(figure)[0][-1] == "lead" and figure.axes[1].get_xlabel() == "adds to the lead"
+
+
+def test_a_match_sheet_has_boxes_in_both_pictures_and_bars_that_add_up():
+    shares, boxes = torch.tensor([0.5, 0.3, 0.1, -0.2]), torch.zeros(2, 4, 4, dtype=torch.long)
+    boxes[0] = torch.tensor([[0, 0, 1, 1], [1, 0, 2, 1], [0, 1, 1, 2], [2, 1, 4, 2]])
+    boxes[1, [0, 3]] = torch.tensor([[1, 1, 2, 2], [1, 1, 2, 2]])  # one region for two terms; a part that is absent has none
+    sheet = MatchSheet(["part 7", "landmark 2", "whole picture", "part 0"], shares, boxes, ((2, 4), (3, 4)))
+    figure = plots.match_sheet(sheet, [solid(0), solid(9)], ["one", "other"], count=3)
+    one, other, bars_axis = figure.axes
+    assert [axis.get_title() for axis in (one, other)] == ["one", "other"]
+    scale = plt.get_cmap(plots.SIGNED)
+    assert {(p.get_x(), p.get_y(), p.get_edgecolor()) for p in one.patches} == {
+        (-0.5, -0.5, scale(0.85)), (9.5, -0.5, scale(0.85)), (19.5, 14.5, scale(0.12))
+    }  # fmt: skip
+    assert [text.get_text() for text in other.texts] == ["7, 0"] and other.patches[0].get_edgecolor() == scale(0.85)
+    assert [tick.get_text() for tick in bars_axis.get_yticklabels()] == ["part 7", "landmark 2", "part 0", "1 others", "similarity"]
+    lengths = [bar.get_width() for bar in sorted(bars_axis.patches, key=lambda bar: bar.get_y())]
+    assert lengths == pytest.approx([0.5, 0.3, -0.2, 0.1, 0.7]) and sum(lengths[:-1]) == pytest.approx(lengths[-1])
+
+
+def test_a_category_sheet_shows_the_parts_with_the_largest_terms():
+    head, grey = PartHead(2, 2, 2), np.array([[0, 60], [120, 180]], dtype=np.uint8)
+    with torch.no_grad():
+        head.filters.weight.copy_(torch.eye(2)[:, :, None, None])
+    maps = torch.zeros(3, 2, 2, 2)
+    maps[:, 0, 1, 1], maps[:, 1, 0, 1] = torch.tensor([1.0, 3, 2]), 1.0
+    pictures = Photos("grey", ["a", "b", "c"], lambda row: Image.fromarray(grey.repeat(20, 0).repeat(20, 1) + np.uint8(row)).convert("RGB"), "abc")
+    category = CategoryParts(torch.zeros(2, 2), torch.tensor([[1.0, -2.0], [0, 0]]), torch.zeros(2))
+    figure = plots.category_sheet(category, 0, head, maps, pictures, count=2, columns=2)
+    drawn = [axis.images[0].get_array()[0, 0, 0] for axis in figure.axes if axis.images]
+    assert drawn == [60, 61, 181, 182]  # part 1 in its first two photographs, then part 0 in those where it is strongest
+    bars_axis = figure.axes[-1]
+    assert [tick.get_text() for tick in bars_axis.get_yticklabels()] == ["part 1", "part 0"]
+    assert [bar.get_width() for bar in bars_axis.patches] == [-2, 1]
 
 
 def test_cells_cover_the_picture():
