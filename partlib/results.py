@@ -11,15 +11,14 @@ these is run anew.
 
 import argparse
 import json
+import multiprocessing
 import os
 import platform
 import re
 import resource
 import time
-from concurrent.futures import ProcessPoolExecutor
 from functools import lru_cache
 from importlib.metadata import version
-from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -194,11 +193,16 @@ def main():
         print("\nsets:", ", ".join(SETS))
         return
     wanted = missing(options.method, options.set, options.seeds, options.records)
-    # A process for each record, so that its memory is its own; they start anew rather than as copies, which threads do not survive.
-    with ProcessPoolExecutor(options.workers, get_context("spawn"), max_tasks_per_child=1) as pool:
-        jobs = [pool.submit(complete, method, which, options.seeds, options.records, options.cache) for method, which in wanted]
-        for job in progress(jobs, desc="records", unit="record"):
-            job.result()
+    jobs = [(method, which, options.seeds, options.records, options.cache) for method, which in wanted]
+    # A process for each record, so that its memory is its own: a copy of this one where the system can, which has computed nothing yet.
+    start = multiprocessing.get_context("fork" if "fork" in multiprocessing.get_all_start_methods() else "spawn")
+    with start.Pool(options.workers, maxtasksperchild=1) as pool:
+        for _ in progress(pool.imap_unordered(_complete, jobs), total=len(jobs), desc="records", unit="record"):
+            pass
+
+
+def _complete(job):
+    complete(*job)
 
 
 if __name__ == "__main__":

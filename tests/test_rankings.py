@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from partlib import retrieval
 from partlib.retrieval import Diffusion, Index, PairWhitening, augment, evaluate, evaluate_each, expand, judge, merge_scales, rerank, revisited
-from partlib.retrieval import mutual_neighbours, rankings, relevance, similarity_transform, unit
+from partlib.retrieval import geometry, mutual_neighbours, rankings, relevance, similarity_transform, unit
 
 
 def some_codes(n, d, seed=0):
@@ -261,6 +261,20 @@ def test_reranking_puts_the_same_arrangement_first_and_leaves_the_tail():
     unlike = descriptors.clone()
     unlike[1] = -1  # the arrangement is the same, the parts are not
     assert rerank([np.array([0, 2, 1, 3])], places, unlike, here[None], descriptors[:1], top=3)[0, 0] != 1
+
+
+def test_cells_are_matched_with_those_they_are_mutually_nearest_to():
+    cosines = np.random.default_rng(0).normal(size=(7, 9))
+    expected = [(i, j) for i in range(7) for j in range(9) if cosines[i, j] == cosines[i].max() == cosines[:, j].max()]
+    assert list(zip(*geometry.mutually_nearest(cosines))) == expected
+    draw = np.random.default_rng(1)
+    here, shown = draw.uniform(0, 1, (12, 2)), some_codes(12, 8)
+    shuffle = draw.permutation(12)
+    places = np.stack([draw.uniform(0, 1, (12, 2)), 0.8 * here[shuffle] + 0.1])  # the second shows the query's cells, in another order
+    descriptors = torch.stack([shown, shown[torch.from_numpy(shuffle)]])
+    order = [np.array([0, 1])]
+    assert rerank(order, places, descriptors, here[None], shown[None], mutual=True)[0].tolist() == [1, 0]
+    assert rerank(order, places[[0, 0]], descriptors, here[None], shown[None])[0].tolist() == [0, 1]
 
 
 # ---- whitening by pairs ----

@@ -44,21 +44,32 @@ def similarity_transform(
 
 
 def rerank(
-    orders: Iterable, places: Float[np.ndarray, "n p 2"], descriptors: Float[Tensor, "n p d"], query_places: Float[np.ndarray, "m p 2"],
-    query_descriptors: Float[Tensor, "m p d"], top=50, tolerance=0.1,
+    orders: Iterable, places: Float[np.ndarray, "n r 2"], descriptors: Float[Tensor, "n r d"], query_places: Float[np.ndarray, "m r 2"],
+    query_descriptors: Float[Tensor, "m r d"], top=20, tolerance=0.1, mutual=False,
 ) -> Int[np.ndarray, "m n"]:  # fmt: skip
-    """Rankings whose first `top` answers are sorted anew by how much of the query's parts agrees with theirs on one similarity.
+    """Rankings whose first `top` answers are sorted anew by how much of the query agrees with theirs on one similarity.
 
-    A part weighs max(cos, 0) of its descriptors in the two photographs; ties stay in their order, and so do all later answers.
+    A match weighs max(cos, 0) of its two descriptors; ties stay in their order, and so do all later answers.
 
     Args:
-        orders: of each query the numbers of the database, best first. places: of the parts, in shares of the picture's sides.
+        orders: of each query the numbers of the database, best first. places: of parts or cells, in shares of the picture's sides.
+        mutual: what matches. False: part r of one photograph is part r of the other. True: each cell is matched with the one whose
+            descriptor is nearest, if that one's nearest is the cell itself.
     """
     theirs, ours = normalize(descriptors, dim=2).numpy(), normalize(query_descriptors, dim=2).numpy()
     sorted_anew = []
     for order, here, own in zip(orders, query_places, ours, strict=True):
-        first = order[:top]
-        weights = np.maximum((theirs[first] * own).sum(2), 0)
-        votes = [similarity_transform(here, places[j], weight, tolerance)[0] for j, weight in zip(first, weights)]
-        sorted_anew.append(np.concatenate([first[np.argsort(-np.array(votes), kind="stable")], order[top:]]))
+        votes = []
+        for j in order[:top]:
+            cosines = own @ theirs[j].T
+            a, b = mutually_nearest(cosines) if mutual else (np.arange(len(own)),) * 2
+            votes.append(similarity_transform(here[a], places[j][b], np.maximum(cosines[a, b], 0), tolerance)[0])
+        sorted_anew.append(np.concatenate([order[:top][np.argsort(-np.array(votes), kind="stable")], order[top:]]))
     return np.stack(sorted_anew)
+
+
+def mutually_nearest(cosines: Float[np.ndarray, "r s"]) -> tuple[Int[np.ndarray, "q"], Int[np.ndarray, "q"]]:
+    """Rows and columns that are each other's largest."""
+    there, back = cosines.argmax(1), cosines.argmax(0)
+    rows = np.flatnonzero(back[there] == np.arange(len(cosines)))
+    return rows, there[rows]
