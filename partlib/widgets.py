@@ -1,12 +1,18 @@
-"""Sliders that work in JupyterLab, and on a page without a kernel or a network."""
+"""What can be moved: a slider that also works on a page without a kernel, and the explorer of one's own photographs in JupyterLab."""
 
 import base64
 import html
 import io
+from dataclasses import replace
 
 import ipywidgets
 import matplotlib.pyplot as plt
+import torch
 from IPython.display import display
+from torch.nn import functional as F
+
+from . import plots
+from .cam import part_match, score_sheet, what_if
 
 
 def stepper(frames, label, alts, quality=80):
@@ -62,3 +68,55 @@ def _twin(pictures, alts, label):
         f'<div class="stepper"><label>{html.escape(label)} <input type="range" min="0" max="{len(pictures) - 1}" value="0" '
         f'oninput="{turn}" style="width:60%"></label>{shown}</div>'
     )
+
+
+def explore(head, maps, photos, near=6):
+    """Choose a photograph, see its parts, its neighbours and the reasons; switch parts off, and watch scores and ranking change.
+
+    It needs a kernel, and works on any photographs; `report.explorer` writes the same as a page for those who have none.
+
+    Args:
+        head: of parts, with classes. maps: a tensor (n, d, h, w), or `Maps` read as one; photos: in the same order.
+    """
+    unit = F.normalize(torch.cat([head.bag(some) for some in maps.split(64)]), dim=1)
+    mean = unit.mean(0)
+    codes = F.normalize(unit - mean, dim=1)
+    name = lambda i: f"{i}: {photos.classes[photos.labels[i]]}" if photos.labels is not None else str(i)
+    class_name = lambda c: photos.classes[c] if photos.classes else f"class {c}"
+    photo = ipywidgets.IntSlider(0, 0, len(codes) - 1, description="photograph", continuous_update=False)
+    off = ipywidgets.SelectMultiple(options=[(f"part {p}", p) for p in range(head.parts)], description="parts off", rows=8)
+    neighbour = ipywidgets.Dropdown(description="neighbour")
+    scores, decision, match = ipywidgets.HTML(), ipywidgets.Image(format="jpeg"), ipywidgets.Image(format="jpeg")
+
+    def draw(_=None):
+        i, gone = photo.value, list(off.value)
+        logits = what_if(head, maps[[i]], gone)[0]
+        best = logits.argsort(descending=True)[:5].tolist()
+        scores.value = "<br>".join(f"{html.escape(class_name(c))}: <b>{logits[c]:.3f}</b>" for c in best)
+        sheet = score_sheet(head, maps[[i]], best[0])
+        on = ~torch.isin(sheet.parts, torch.tensor(gone, dtype=torch.long))
+        kept = {field: getattr(sheet, field)[on] for field in ("parts", "contributions", "weights", "bag", "boxes")}
+        decision.value = _jpeg(plots.score_sheet(replace(sheet, **kept), photos[i], f"{name(i)}\n→ {class_name(best[0])}"), 80)
+        left = torch.ones(head.parts)
+        left[gone] = 0
+        cosines = (codes * left) @ codes[i]
+        cosines[i] = -torch.inf
+        found = cosines.topk(min(near, len(codes) - 1)).indices.tolist()
+        neighbour.unobserve(draw_match, "value")  # one drawing, not one for the options and one for the value
+        neighbour.options = [(f"{name(j)}, {cosines[j]:.3f}", j) for j in found]
+        neighbour.index = 0
+        neighbour.observe(draw_match, "value")
+        draw_match()
+
+    def draw_match(_=None):
+        i, j = photo.value, neighbour.value
+        sheet = part_match(head, maps[[i]], maps[[j]], mean)
+        on = [k for k, term in enumerate(sheet.names) if int(term.split()[1]) not in off.value]
+        sheet = replace(sheet, names=[sheet.names[k] for k in on], shares=sheet.shares[on], boxes=sheet.boxes[:, on])
+        match.value = _jpeg(plots.match_sheet(sheet, [photos[i], photos[j]], [name(i), name(j)]), 80)
+
+    photo.observe(draw, "value")
+    off.observe(draw, "value")
+    neighbour.observe(draw_match, "value")
+    draw()
+    return ipywidgets.VBox([photo, ipywidgets.HBox([off, scores]), decision, neighbour, match])
