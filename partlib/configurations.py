@@ -19,6 +19,10 @@ from .regions import Regions, grid
 from .whitening import NeighbourWhitening, PCAWhitening, moments
 
 SIZE = 320  # pixels a side that photographs are seen in
+AT_KEYPOINTS = (
+    "which part scores highest at each keypoint, the background counted as one more; KPR with each cell wholly of its strongest part; purity of the 10 "
+    "strongest photographs of a part; consistency over all photographs measured on"
+)
 LEAVE_ONE_OUT = "each photograph measured on asks all the others; 5-NN and the linear probe learn on the training photographs"
 
 
@@ -102,7 +106,7 @@ class Seen:
 
 @dataclass(frozen=True)
 class Made:
-    """What a method makes of the photographs: codes, or maps of parts with the background last; and how many numbers it learnt."""
+    """What a method makes of the photographs: codes, or scores of parts with the background's last; and how many numbers it learnt."""
 
     codes: Float[Tensor, "n D"] | None = None
     parts: Float[Tensor, "n q h w"] | None = None
@@ -205,27 +209,28 @@ def _whitened_rmac(seen, seed):
     return Made(encoding.encode(seen.maps, encoding.rmac, whitening=whitening), parameters=whitening.directions_.numel())
 
 
-def _assigned_cells(learner):
-    """Every cell of the part that scores highest there; of none where none scores above 0, if the learner's 0 means that."""
+def _parts(learner):
+    """Scores of every cell; where none is above 0 it is background, if the learner's 0 means that."""
 
     def make(seen, seed):
         regions = Regions(seen.train, grid(*seen.maps.shape[2:]))
         parts = learner(seed).fit(regions, mining.visual_groups(regions, 2, seed))
         scores = parts.maps(seen.maps)
-        none = torch.full_like(scores[:, :1], -torch.inf if isinstance(learner(seed), mining.KMeansParts) else 0.0)
-        return Made(parts=_one_hot(torch.cat([scores, none], 1)), parameters=parts.filters.numel() + len(parts))
+        background = torch.full_like(scores[:, :1], -1e9 if isinstance(learner(seed), mining.KMeansParts) else 0.0)
+        return Made(parts=torch.cat([scores, background], 1), parameters=parts.filters.numel() + len(parts))
 
     return make
 
 
-def _assigned_landmarks(seen, seed):
+def _landmarks_as_parts(seen, seed):
+    """Cosines on the foreground, which is guessed; off it they are below the background's 0."""
     found = partnet.Landmarks.of(seen.train, 8, seed=seed)
-    shares = encoding.encode(seen.maps, found.shares)
-    return Made(parts=_one_hot(torch.cat([shares, 1e-6 + 0 * shares[:, :1]], 1)), parameters=found.filters.numel() + found.basis.numel())
 
+    def scores(maps):
+        on = found.foreground(maps)[:, None]
+        return torch.cat([torch.where(on, found.scores(maps), -1.0), torch.where(on, -1.0, 0.0)], 1)
 
-def _one_hot(scores):
-    return F.one_hot(scores.argmax(1), scores.shape[1]).permute(0, 3, 1, 2).float()
+    return Made(parts=encoding.encode(seen.maps, scores), parameters=found.filters.numel() + found.basis.numel())
 
 
 def _settings(thing):
@@ -258,6 +263,6 @@ METHODS: dict[str, Method] = (
     | {"landmarks": Method(_landmarks, {"landmarks": 8} | WHITENING, uses=NO_LABELS, seeded=True)}
     | {"landmarks + R-MAC": Method(_landmarks_and_rmac, {"landmarks": 8} | WHITENING, uses=NO_LABELS, seeded=True)}
     | {"part network": Method(_part_network, _settings(partnet.PartNet()), uses=NO_LABELS, seeded=True)}
-    | {name: Method(_assigned_cells(make), _settings(make(0)), "parts", NO_LABELS, seeded=True) for name, make in _eight.items()}
-    | {"8 landmarks": Method(_assigned_landmarks, {"landmarks": 8}, "parts", NO_LABELS, seeded=True)}
+    | {name: Method(_parts(make), _settings(make(0)), "parts", NO_LABELS, seeded=True) for name, make in _eight.items()}
+    | {"8 landmarks": Method(_landmarks_as_parts, {"landmarks": 8}, "parts", NO_LABELS, seeded=True)}
 )

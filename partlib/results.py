@@ -23,6 +23,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch.nn.functional import one_hot
 
 from . import configurations, evaluation, retrieval
 from ._progress import progress
@@ -66,7 +67,7 @@ def measure_parts(maps, setting: Setting) -> dict[str, float]:
     """The measures of parts: which part is at which keypoint, with its ceiling, where keypoints lie, and whether a part means one thing.
 
     Args:
-        maps: `(n, p + 1, h, w)` of all photographs, 1 where a cell is of the part, the last of them the background.
+        maps: `(n, p + 1, h, w)` scores of all photographs, the last of them the background's.
     """
     photos, train, test = setting.photos, setting.train, setting.test
     sizes, points = setting.sizes, photos.keypoints
@@ -75,8 +76,8 @@ def measure_parts(maps, setting: Setting) -> dict[str, float]:
         end = ("" if row["keypoints"] == len(photos.keypoint_names) else f" {row['keypoints']}") + (" without background" if row["background"] == "left out" else "")
         found |= {name + end: row[name] for name in ("NMI", "ARI", "NMI at best", "ARI at best")}
         found["on background"] = row["on background"]
-    parts = maps[:, :-1]
-    found["KPR"] = evaluation.keypoint_regression(parts, points, photos.boxes, sizes, train, test)
+    parts, hard = maps[:, :-1], one_hot(maps.argmax(1), maps.shape[1]).permute(0, 3, 1, 2)[:, :-1].float()
+    found["KPR"] = evaluation.keypoint_regression(hard, points, photos.boxes, sizes, train, test)
     merged = evaluation.merge_sides(photos.keypoint_names)
     found["purity"] = evaluation.purity(parts[test], points[test], sizes[test], merged)["purity"]
     found["consistency"] = evaluation.consistency(parts[test], points[test], sizes[test])
@@ -109,7 +110,8 @@ def about(method: str, which: str) -> dict:
     setting = _setting(which)
     return {
         "method": method, "set": which, "task": METHODS[method].task, "uses": METHODS[method].uses, "settings": METHODS[method].settings,
-        "photographs": repr(setting.photos), "fingerprint": setting.photos.fingerprint, "protocol": setting.protocol,
+        "photographs": repr(setting.photos), "fingerprint": setting.photos.fingerprint,
+        "protocol": setting.protocol if METHODS[method].task == "codes" else configurations.AT_KEYPOINTS,
     }  # fmt: skip
 
 

@@ -52,6 +52,11 @@ class Index:
     def __len__(self):
         return self._index.ntotal
 
+    @property
+    def bytes(self) -> int:
+        """How large it is, as in a file."""
+        return len(faiss.serialize_index(self._index))
+
     def search(self, queries: Float[Tensor, "m d"], k=10) -> tuple[Float[np.ndarray, "m k"], Int[np.ndarray, "m k"]]:
         """The k nearest codes of each query: cosines, highest first, and numbers of the codes.
 
