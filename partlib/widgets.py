@@ -120,3 +120,32 @@ def explore(head, maps, photos, near=6):
     neighbour.observe(draw_match, "value")
     draw()
     return ipywidgets.VBox([photo, ipywidgets.HBox([off, scores]), decision, neighbour, match])
+
+
+def sortable(table, label):
+    """Shows a data frame whose rows a page's reader can sort by any column (press its head) and filter (type a word), without a kernel or a network.
+
+    A notebook stores plain text beside it, which is the static twin.
+
+    Args:
+        table: a pandas data frame; numbers are shown as they are, so round them first. label: what the rows are, for the filter's box.
+    """
+    compare = "isNaN(x) || isNaN(y) || !x || !y ? x.localeCompare(y) : x - y"
+    turn = (
+        "const t = this.closest('table').tBodies[0], i = this.closest('th').cellIndex, d = this.dataset.d = this.dataset.d == -1 ? 1 : -1, "
+        f"of = r => r.cells[i].textContent.trim().split(' ')[0]; [...t.rows].sort((a, b) => {{const x = of(a), y = of(b); return d * ({compare})}})"
+        ".forEach(r => t.append(r))"
+    )
+    keep = (
+        "const w = this.value.toLowerCase().split(' '); [...this.closest('.sortable').querySelectorAll('tbody tr')]"
+        ".forEach(r => {r.hidden = !w.every(p => r.textContent.toLowerCase().includes(p))})"
+    )
+    button = 'style="all:unset;cursor:pointer;font-weight:bold" title="sort"'
+    head = "".join(f'<th><button type="button" {button} onclick="{html.escape(turn)}">{html.escape(str(name))}</button></th>' for name in table.columns)
+    blank = lambda value: "" if value != value else html.escape(str(value))  # NaN
+    rows = "".join("<tr>" + "".join(f"<td>{blank(value)}</td>" for value in row) + "</tr>" for row in table.itertuples(index=False))
+    page = (
+        f'<div class="sortable"><label>filter {html.escape(label)} <input type="search" oninput="{html.escape(keep)}"></label>'
+        f'<div style="max-height:32em;overflow:auto"><table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div></div>'
+    )
+    display({"text/plain": table.to_string(index=False, na_rep=""), "text/html": page}, raw=True)
