@@ -210,14 +210,14 @@ def _whitened_rmac(seen, seed):
 
 
 def _parts(learner):
-    """Scores of every cell; where none is above 0 it is background, if the learner's 0 means that."""
+    """Scores of every cell. None is background: these learners tell parts from one another, or from the world, but no object from its surroundings."""
 
     def make(seen, seed):
         regions = Regions(seen.train, grid(*seen.maps.shape[2:]))
         parts = learner(seed).fit(regions, mining.visual_groups(regions, 2, seed))
         scores = parts.maps(seen.maps)
-        background = torch.full_like(scores[:, :1], -1e9 if isinstance(learner(seed), mining.KMeansParts) else 0.0)
-        return Made(parts=torch.cat([scores, background], 1), parameters=parts.filters.numel() + len(parts))
+        never = torch.full_like(scores[:, :1], -1e9)
+        return Made(parts=torch.cat([scores, never], 1), parameters=parts.filters.numel() + len(parts))
 
     return make
 

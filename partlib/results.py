@@ -32,11 +32,6 @@ from .configurations import METHODS, SETS, Setting
 
 RECORDS = Path("book/results/records")
 PACKAGES = ("torch", "torchvision", "numpy", "scipy", "scikit-learn", "faiss-cpu", "partlib")
-TASKS = {  # the first measure of each task is the one that its table is sorted by
-    "retrieval": ("mAP", "R@1", "P@5", "query mAP"),
-    "recognition": ("5-NN", "1 shot", "5 shots", "linear probe"),
-    "parts": ("NMI", "ARI", "NMI 12", "ARI 12", "KPR", "purity", "consistency"),
-}
 
 
 def measure(codes, setting: Setting, seed: int) -> tuple[dict[str, float], dict]:

@@ -36,6 +36,14 @@ def test_measures_are_means_over_the_runs(record):
     assert all(row["seconds"] > 0 and row["peak_mb"] > 100 for row in record["runs"])
 
 
+def test_published_numbers_say_where_they_were_read():
+    rows = json.loads((results.Path(__file__).parents[1] / results.RECORDS.parent / "published.json").read_text(encoding="utf-8"))
+    for row in rows:
+        assert row["task"] in ("retrieval", "recognition", "parts") and row["method"] and row["data"] and len(row["source"]) > 10
+        assert row["numbers"] and all(isinstance(value, float) for value in row["numbers"].values())
+    assert not {row["method"] for row in rows} & set(METHODS)
+
+
 def test_there_is_a_record_of_every_file():
     root = results.Path(__file__).parents[1] / results.RECORDS
     for record in RECORDS:
