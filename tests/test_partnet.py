@@ -285,6 +285,15 @@ def test_the_number_of_landmarks_is_found_where_it_is_not_given():
     assert len(small(how="clusters", clusters=None).fit(planted()[0]).history_) == 4
 
 
+def test_the_number_of_parts_is_found_where_it_is_not_given(tmp_path):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", pl.heads.Collapse)  # they are more than there are kinds of cells
+        net = small(parts=None, epochs=1).fit(laid_out(n=60)[0])
+    assert net.head_.parts == len(net.as_parts()) == 32  # there are four kinds of cells: the fewest agree most
+    net.save(tmp_path / "net")
+    assert pl.PartNet.load(tmp_path / "net").head_.parts == 32
+
+
 def kinds_in_noise(seed, n=100):
     """Codes of eight kinds, in noise that is stronger in some directions than in others."""
     draw = torch.Generator().manual_seed(seed)
