@@ -245,14 +245,16 @@ def carries_over(codes: Float[Tensor, "n d"], whitening: NeighbourWhitening, spl
 
 
 @torch.no_grad()
-def transitivity(codes: Float[Tensor, "n d"], whitening: NeighbourWhitening, splits=6, seed=0) -> float:
-    """Of a photograph's neighbours' neighbours, the share that are its own neighbours: which of several codes to prefer, told without labels.
+def shared_neighbours(codes: Float[Tensor, "n d"], whitening: NeighbourWhitening, splits=6, seed=0) -> float:
+    """How far neighbours have the same neighbours: which of several codes to prefer, told without labels.
 
-    To be of one kind is transitive, to look alike is not: the nearer the k nearest come to being a kind, the more often those of a
-    neighbour are one's own. Like `carries_over` it is measured on the half of the photographs that the whitening was not learnt on.
-    To be compared between codes of the same photographs only: the fewer of a kind, the lower it is.
+    To be of one kind is an equivalence, to look alike is not. Were the 2k nearest of a photograph i, and i itself, a kind N_i, then N_j = N_i for
+    each j in it. The result is the mean over i and its neighbours j of |N_i ∩ N_j| / (2k + 1) [a likeness after Jarvis and Patrick 1973],
+
+    k those of the whitening; twice as many, for the very nearest are often the same thing a second later, whatever the code. Like
+    `carries_over` it is measured on the half of the photographs that the whitening was not learnt on. Compare codes of the same photographs only.
     """
-    return float(torch.stack([_closed(after, k) for _, after, k in _on_other_halves(codes, whitening, splits, seed)]).mean())
+    return float(torch.stack([_shared(after, min(2 * k, len(after) - 1)) for _, after, k in _on_other_halves(codes, whitening, splits, seed)]).mean())
 
 
 def _on_other_halves(codes, whitening, splits, seed):
@@ -270,9 +272,10 @@ def _on_other_halves(codes, whitening, splits, seed):
         yield z[there] - z[here].mean(0), learnt.transform(z[there]), k
 
 
-def _closed(codes, k):
+def _shared(codes, k):
     linked = torch.zeros(len(codes), len(codes)).scatter_(1, nearest(codes, k), 1)
-    return ((linked @ linked) * linked).sum() / (linked @ linked * (1 - torch.eye(len(codes)))).sum().clamp(min=1)
+    own = linked + torch.eye(len(codes))
+    return (own @ own.T * linked).sum() / (linked.sum() * (k + 1))
 
 
 def _standing_out(codes, k):

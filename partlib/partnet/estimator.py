@@ -17,7 +17,7 @@ from ..encoding import join, rmac
 from ..features import Maps
 from ..heads import PartHead, warn_of_collapse
 from ..mining import NothingFound, Parts
-from ..whitening import NeighbourWhitening, carries_over, transitivity
+from ..whitening import NeighbourWhitening, carries_over, shared_neighbours
 from .cells import SAMPLE, Foreground, Subspace, each, foreground
 from .choice import most_stable
 from .landmarks import Landmarks
@@ -46,7 +46,7 @@ class PartNet:
     Attributes after `fit`: `head_` (PartHead), `history_` (one dict an epoch), `block_` (the last block as trained, or None), `classes_` (how
     many, 0 without labels); without labels also `landmarks_` (Landmarks), `whitening_` (of codes), `carried_over_` (`whitening.carries_over` of
     the code before anything was adapted), `adapted_` (whether it was above 1, and so neighbours were trusted) and `code_`, names of what the code
-    is joined of: "landmarks" alone, or with "R-MAC" and "bag" where neighbours are trusted and `whitening.transitivity` is higher for the two.
+    is joined of: "landmarks" alone, or with "R-MAC" and "bag" where neighbours are trusted and the two are better by `whitening.shared_neighbours`.
     """
 
     parts: int | None = 256
@@ -185,8 +185,8 @@ class PartNet:
         whitening = self._whitening(len(maps))
         self.code_ = ("landmarks",)
         if self.adapted_:
-            closed = {names: transitivity(self._centred(maps, names), whitening) for names in (self.code_, ("landmarks", "R-MAC"))}
-            self.code_ = max(closed, key=closed.get)
+            shared = {names: shared_neighbours(self._centred(maps, names), whitening) for names in (self.code_, ("landmarks", "R-MAC"))}
+            self.code_ = max(shared, key=shared.get)
             # The bag has learnt from both halves of the photographs, so it has no say in which code is better.
             self.code_ += ("bag",) if len(self.code_) > 1 else ()
         blocks = self._blocks(maps, self.code_)
