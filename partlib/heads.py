@@ -190,7 +190,7 @@ def diagnose(head: PartHead, maps: Float[Tensor, "n d h w"], foreground: Tensor 
         foreground: `(n, h, w)` true on the object, where it is known, or guessed (`partnet.foreground`).
 
     The numbers: `dead`, parts that are the best of no region and whose bag is the same for all photographs. `duplicates`, pairs of parts whose best
-    regions overlap (IoU over ½), averaged over photographs. `alike`, the highest cosine of each filter with another, averaged.
+    regions overlap (IoU over ½), averaged over photographs. `copies`, pairs where they do so in more than half of them. `alike`, the highest cosine of each filter with another, averaged.
     `effective`, exp(H) of how often each part is the best of a region, on the foreground where that is given. `carriers`, parts that
     carry 80 % of all contributions, without their signs. `foreground`, best regions whose middle is on it.
     """
@@ -201,6 +201,7 @@ def diagnose(head: PartHead, maps: Float[Tensor, "n d h w"], foreground: Tensor 
     where = scores.argmax(2)
     overlap = (iou(boxes, boxes) > 0.5).to(where.device)
     upper = torch.triu_indices(p, p, 1, device=where.device)
+    together = overlap[where[:, upper[0]], where[:, upper[1]]].float().mean(0) if p > 1 else torch.zeros(1)
     middle = (boxes[:, :2] + boxes[:, 2:]) // 2
     on = torch.ones(n, r, dtype=torch.bool) if foreground is None else foreground[:, middle[:, 1], middle[:, 0]]
     best = scores.argmax(1)
@@ -209,7 +210,8 @@ def diagnose(head: PartHead, maps: Float[Tensor, "n d h w"], foreground: Tensor 
     cosines = (alike @ alike.T).fill_diagonal_(-1)
     found = {
         "dead": 100 * float(((bag.std(0, correction=0) <= 1e-6 * bag.abs().amax().clamp(min=1e-12)) & (winners == 0)).float().mean()),
-        "duplicates": 100 * float(overlap[where[:, upper[0]], where[:, upper[1]]].float().mean()) if p > 1 else 0.0,
+        "duplicates": 100 * float(together.mean()),
+        "copies": 100 * float((together > 0.5).float().mean()),
         "alike": float(cosines.amax(1).mean()) if p > 1 else 0.0,
         "effective": float(_entropy(winners / winners.sum(), 0).exp()),
     }

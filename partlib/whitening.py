@@ -240,18 +240,42 @@ def carries_over(codes: Float[Tensor, "n d"], whitening: NeighbourWhitening, spl
     are of one kind, what they differ in does not count on other photographs either, and kinds draw together; where they are not, the
     directions learnt are those of chance, and on other photographs the nearest stand out less than before.
     """
+    found = list(_on_other_halves(codes, whitening, splits, seed))
+    return float(torch.stack([_standing_out(after, k) / _standing_out(before, k) for before, after, k in found]).mean())
+
+
+@torch.no_grad()
+def shared_neighbours(codes: Float[Tensor, "n d"], whitening: NeighbourWhitening, splits=6, seed=0) -> float:
+    """How far neighbours have the same neighbours: which of several codes to prefer, told without labels.
+
+    To be of one kind is an equivalence, to look alike is not. Were the 2k nearest of a photograph i, and i itself, a kind N_i, then N_j = N_i for
+    each j in it. The result is the mean over i and its neighbours j of |N_i ∩ N_j| / (2k + 1) [a likeness after Jarvis and Patrick 1973],
+
+    k those of the whitening; twice as many, for the very nearest are often the same thing a second later, whatever the code. Like
+    `carries_over` it is measured on the half of the photographs that the whitening was not learnt on. Compare codes of the same photographs only.
+    """
+    return float(torch.stack([_shared(after, min(2 * k, len(after) - 1)) for _, after, k in _on_other_halves(codes, whitening, splits, seed)]).mean())
+
+
+def _on_other_halves(codes, whitening, splits, seed):
+    """Codes of half of the photographs, centred, and whitened by what was learnt on the other half; and how many neighbours to look at."""
     z = normalize(check_vectors(codes, "codes"), dim=1)
     if len(z) < 6:
         raise ValueError(f"{len(z)} codes are too few to see in one half what the other half learnt: give six or more")
-    draw, ratios = torch.Generator().manual_seed(seed), []
+    draw = torch.Generator().manual_seed(seed)
     for _ in range(splits):
         here, there = torch.randperm(len(z), generator=draw).tensor_split(2)
         k = min(whitening.neighbours, (len(there) - 1) // 2)
         caution = max(1, z.shape[1] / (len(here) - 1))  # ε as in codes of no more dimensions than there are photographs
         options = dict(dims=min(whitening.dims, len(here) // 2), neighbours=k, shrinkage=caution * whitening.shrinkage)
         learnt = replace(whitening, **options).fit(z[here])
-        ratios.append(_standing_out(learnt.transform(z[there]), k) / _standing_out(z[there] - z[here].mean(0), k))
-    return float(torch.stack(ratios).mean())
+        yield z[there] - z[here].mean(0), learnt.transform(z[there]), k
+
+
+def _shared(codes, k):
+    linked = torch.zeros(len(codes), len(codes)).scatter_(1, nearest(codes, k), 1)
+    own = linked + torch.eye(len(codes))
+    return (own @ own.T * linked).sum() / (linked.sum() * (k + 1))
 
 
 def _standing_out(codes, k):

@@ -172,9 +172,18 @@ def test_copies_are_told_by_name():
     with torch.no_grad():
         head.filters.weight.copy_(head.filters.weight[:1].expand(6, -1, -1, -1))
     found = diagnose(head, some_maps(n=8))
-    assert found["duplicates"] == 100 and found["alike"] > 0.99 and found["effective"] < 1.01
+    assert found["duplicates"] == found["copies"] == 100 and found["alike"] > 0.99 and found["effective"] < 1.01
     with pytest.warns(Collapse, match="same regions.*copies"):
         warn_of_collapse(found)
+
+
+def test_duplicates_and_copies_are_counted_pairs():
+    head, maps = a_head(parts=6), some_maps(n=5)
+    where = head.scores(maps).argmax(2)
+    together = [np.mean([bool(where[i, p] == where[i, q]) for i in range(5)]) for p in range(6) for q in range(p)]
+    found = diagnose(head, maps)
+    assert math.isclose(found["duplicates"], 100 * np.mean(together), rel_tol=1e-5)
+    assert math.isclose(found["copies"], 100 * np.mean(np.array(together) > 0.5), abs_tol=1e-4)
 
 
 def test_dead_parts_are_told_by_name():

@@ -285,6 +285,15 @@ def test_the_number_of_landmarks_is_found_where_it_is_not_given():
     assert len(small(how="clusters", clusters=None).fit(planted()[0]).history_) == 4
 
 
+def test_the_number_of_parts_is_found_where_it_is_not_given(tmp_path):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", pl.heads.Collapse)  # they are more than there are kinds of cells
+        net = small(parts=None, epochs=1).fit(laid_out(n=60)[0])
+    assert net.head_.parts == len(net.as_parts()) == 32  # there are four kinds of cells: the fewest agree most
+    net.save(tmp_path / "net")
+    assert pl.PartNet.load(tmp_path / "net").head_.parts == 32
+
+
 def kinds_in_noise(seed, n=100):
     """Codes of eight kinds, in noise that is stronger in some directions than in others."""
     draw = torch.Generator().manual_seed(seed)
@@ -315,11 +324,44 @@ def test_trust_is_what_its_equation_says():
     assert abs(pl.whitening.carries_over(codes, pl.whitening.NeighbourWhitening(dims=8, neighbours=3), splits=2) - np.mean(ratios)) < 1e-4
 
 
+def test_shared_neighbours_are_what_the_equation_says():
+    codes = torch.nn.functional.normalize(kinds_in_noise(0, n=40), dim=1)
+    draw, found = torch.Generator().manual_seed(0), []
+    for _ in range(2):
+        here, there = torch.randperm(40, generator=draw).tensor_split(2)
+        z = pl.whitening.NeighbourWhitening(dims=8, neighbours=3, shrinkage=30 / 19).fit(codes[here]).transform(codes[there]).numpy()
+        sets = [{i, *sorted(set(range(20)) - {i}, key=lambda j: -z[i] @ z[j])[:6]} for i in range(20)]
+        found.append(np.mean([len(sets[i] & sets[j]) / 7 for i in range(20) for j in sets[i] - {i}]))
+    whitening = pl.whitening.NeighbourWhitening(dims=8, neighbours=3)
+    assert abs(pl.whitening.shared_neighbours(codes, whitening, splits=2) - np.mean(found)) < 1e-4
+
+
+def test_neighbours_of_one_kind_share_theirs():
+    whitening = pl.whitening.NeighbourWhitening(dims=16, neighbours=3)
+    clear, mixed = kinds_in_noise(0), torch.randn(100, 30, generator=torch.Generator().manual_seed(1))
+    assert pl.whitening.shared_neighbours(clear, whitening) > pl.whitening.shared_neighbours(mixed, whitening) + 0.2
+
+
+@pytest.mark.parametrize("better", [("landmarks",), ("landmarks", "R-MAC")])
+def test_the_code_is_what_neighbours_share_more_of(monkeypatch, better, tmp_path):
+    monkeypatch.setattr("partlib.partnet.estimator.carries_over", lambda *_: 1.1)
+    values = iter([1.0, 0.0] if len(better) == 1 else [0.0, 1.0])
+    monkeypatch.setattr("partlib.partnet.estimator.shared_neighbours", lambda *_: next(values))
+    maps, _ = planted()
+    net = small(epochs=1).fit(maps)
+    assert net.adapted_ and net.code_ == (better if len(better) == 1 else (*better, "bag"))
+    wanted = {"landmarks": net.landmarks_.describe, "R-MAC": pl.encoding.rmac, "bag": lambda x: torch.nn.functional.normalize(net.bag(x), dim=1)}
+    blocks = [wanted[name](maps) for name in net.code_]
+    close(net.joined(maps), pl.encoding.join(*(block - block.mean(0) for block in blocks)), 1e-4)
+    net.save(tmp_path / "net")
+    assert pl.PartNet.load(tmp_path / "net").code_ == net.code_
+
+
 def test_where_neighbours_are_not_trusted_the_code_is_only_turned(monkeypatch):
     monkeypatch.setattr("partlib.partnet.estimator.carries_over", lambda *_: 0.9)
     noise = torch.rand(40, CHANNELS, 6, 6, generator=torch.Generator().manual_seed(3))
     net = small(dims=39).fit(noise)
-    assert not net.adapted_ and net.carried_over_ <= 1
+    assert not net.adapted_ and net.carried_over_ <= 1 and net.code_ == ("landmarks",)
     plain = net.joined(noise)
     plain, codes = torch.nn.functional.normalize(plain - plain.mean(0), dim=1), net.encode(noise)
     assert torch.allclose(codes @ codes.T, plain @ plain.T, atol=1e-3)

@@ -87,7 +87,7 @@ def run(method, which, seed):
     start = time.perf_counter()
     net = replace(NETS[method], seed=seed, dims=dims).fit(maps[train], views=views, block=block)
     row |= {"seconds": time.perf_counter() - start, "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024} | diagnosis(net)
-    row |= {"carried over": net.carried_over_, "adapted": net.adapted_} | measured(net.encode(maps))
+    row |= {"carried over": net.carried_over_, "adapted": net.adapted_, "code": " + ".join(net.code_)} | measured(net.encode(maps))
     ends = net.through(maps)
     if block is not None:  # what the block does for codes without parts
         for name, pooling in POOLINGS.items():
@@ -101,15 +101,18 @@ def _named(name, values):
 
 
 def measures(codes, photos, train, test):
-    """mAP and recall@1, each photograph of the test asking the others; 5-NN from test to train."""
+    """mAP and recall@1, each photograph of the test asking the others; 5-NN and linear probe from test to train."""
     found = retrieval.evaluate(codes[test], photos.labels[test])
     votes = evaluation.knn_accuracy(codes[train], photos.labels[train], codes[test], photos.labels[test], k=min(5, len(train)))
-    return {"mAP": found["mAP"], "R@1": found["R@1"], "5-NN": votes}
+    values = {"mAP": found["mAP"], "R@1": found["R@1"], "5-NN": votes}
+    if np.bincount(photos.labels[train]).min() > 3:  # its folds need some of each kind
+        values["probe"] = evaluation.linear_probe(codes[train], photos.labels[train], codes[test], photos.labels[test])
+    return values
 
 
 def diagnosis(net):
     """The last epoch's look at the parts."""
-    return {name: net.history_[-1][name] for name in ("dead", "duplicates", "effective", "foreground")}
+    return {name: net.history_[-1][name] for name in ("dead", "duplicates", "copies", "effective", "foreground")}
 
 
 def against_keypoints(scores, photos):
@@ -135,7 +138,8 @@ def main():
         print(json.dumps(run(method, which, int(seed))))
         return
     known = [which for which in options.set if which in BUNDLED or "PARTLIB_DATA" in os.environ]
-    trained = {"head, 64 parts": ("CUB, 20 kinds",), "head, 256 parts": ("CUB, 20 kinds",), "parts, last block": ("groceries", "CUB, 20 kinds")}
+    two = ("groceries", "CUB, 20 kinds")
+    trained = {"parts, last block": two, "parts, as they start": two, "parts, clusters": two} | {name: ("CUB, 20 kinds",) for name in HEADS}
     wanted = [
         (method, which, seed)
         for seed in range(options.seeds)

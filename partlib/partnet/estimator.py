@@ -17,7 +17,7 @@ from ..encoding import join, rmac
 from ..features import Maps
 from ..heads import PartHead, warn_of_collapse
 from ..mining import NothingFound, Parts
-from ..whitening import NeighbourWhitening, carries_over
+from ..whitening import NeighbourWhitening, carries_over, shared_neighbours
 from .cells import SAMPLE, Foreground, Subspace, each, foreground
 from .choice import most_stable
 from .landmarks import Landmarks
@@ -33,7 +33,7 @@ class PartNet:
     """Parts learnt end to end on cached maps, with or without labels, and what they are used for.
 
     Args:
-        parts: p. pool: of the head: "gem", "max", "mean" or "softmax". sizes, presence, background, norm: as in `heads.PartHead`.
+        parts: p; None: of 32, 64, 128 and 256, as many as two halves of the photographs agree on most. pool: of the head: "gem", "max", "mean" or "softmax". sizes, presence, background, norm: as in `heads.PartHead`.
         landmarks: k, whose descriptors are in the code; None: of 4, 8 and 16, as many as two halves of the photographs agree on most.
         how: without labels: "neighbours" (contrast with mined neighbours) or "clusters" (pseudo-labels of the epoch's k-means).
         neighbours: how many nearest codes a photograph takes for its kind. clusters: k of "clusters"; None: as for landmarks, of 10, 20, 40, 80.
@@ -45,10 +45,11 @@ class PartNet:
 
     Attributes after `fit`: `head_` (PartHead), `history_` (one dict an epoch), `block_` (the last block as trained, or None), `classes_` (how
     many, 0 without labels); without labels also `landmarks_` (Landmarks), `whitening_` (of codes), `carried_over_` (`whitening.carries_over` of
-    the code before anything was adapted) and `adapted_` (whether it was above 1, and so neighbours were trusted).
+    the code before anything was adapted), `adapted_` (whether it was above 1, and so neighbours were trusted) and `code_`, names of what the code
+    is joined of: "landmarks" alone, or with "R-MAC" and "bag" where neighbours are trusted and the two are better by `whitening.shared_neighbours`.
     """
 
-    parts: int = 256
+    parts: int | None = 256
     pool: str = "gem"
     sizes: Sequence[int] = (1,)
     presence: bool = False
@@ -109,7 +110,7 @@ class PartNet:
         self.landmarks_ = self._find_landmarks(maps)
         if len(maps) < 6:
             return 0.0
-        return carries_over(join(*(block - block.mean(0) for block in self._untrained(maps))), self._whitening(len(maps)))
+        return carries_over(self._centred(maps, ("landmarks", "R-MAC")), self._whitening(len(maps)))
 
     def _find_landmarks(self, maps):
         count = self.landmarks or most_stable((4, 8, 16), lambda rows, k: Landmarks.of(maps[rows], k, seed=self.seed).maps, maps, self.seed)
@@ -127,14 +128,15 @@ class PartNet:
     def _task(self, maps, views, labels, start):
         """What the head is trained for, and the directions in which its filters are sought."""
         subspace = Subspace.of(maps, self.within, self.seed)
+        seen = [subspace.reduce(some) for some in (maps, *views)]
+        first = self._first_filters(subspace, seen[0], start)
         head = PartHead(
-            subspace.dims, self.parts, 0 if labels is None else int(labels.max()) + 1, self.pool, self.sizes, presence=self.presence,
+            subspace.dims, len(first), 0 if labels is None else int(labels.max()) + 1, self.pool, self.sizes, presence=self.presence,
             background=self.background, norm=self.norm and labels is not None, seed=self.seed,
         )  # fmt: skip
         head.scale.fill_(subspace.scale)
-        seen = [subspace.reduce(some) for some in (maps, *views)]
         with torch.no_grad():
-            head.filters.weight[: self.parts] = self._first_filters(subspace, seen[0], start)[:, :, None, None]
+            head.filters.weight[: len(first)] = first[:, :, None, None]
         losses = dict(self.losses)
         if labels is not None:
             return WithLabels(head, seen, torch.from_numpy(labels), losses), subspace
@@ -154,15 +156,23 @@ class PartNet:
 
     def _first_filters(self, subspace, maps, start):
         if start is not None:
-            if len(start) != self.parts:
+            if self.parts not in (None, len(start)):
                 raise ValueError(f"{len(start)} parts to start from, but parts={self.parts}: make them as many")
             return F.normalize(start.filters @ subspace.basis, dim=1)
+        parts = self.parts
+        if parts is None:
+            scored = lambda filters: lambda some: torch.einsum("nqhw,pq->nphw", F.normalize(some, dim=1), filters)
+            parts = most_stable((32, 64, 128, 256), lambda rows, p: scored(self._middles(maps[torch.from_numpy(rows)], p)), maps, self.seed)
+        return self._middles(maps, parts)
+
+    def _middles(self, maps, parts):
+        """Directions of the middles of so many clusters of foreground cells."""
         cells = F.normalize(maps.permute(0, 2, 3, 1)[foreground(maps)], dim=1)
         drawn = cells[torch.from_numpy(np.random.default_rng(self.seed).permutation(len(cells))[:SAMPLE])]
-        if len(drawn) < self.parts:
-            raise NothingFound(f"{self.parts} parts, but only {len(drawn)} cells on the foreground of {len(maps)} photographs: ask for fewer parts")
+        if len(drawn) < parts:
+            raise NothingFound(f"{parts} parts, but only {len(drawn)} cells on the foreground of {len(maps)} photographs: ask for fewer parts")
         # What all cells have in common tells no part from another; a tenth of it is left, so that filters still prefer objects.
-        middles = KMeans(self.parts, spherical=True, iterations=10, seed=self.seed).fit(drawn).centroids_
+        middles = KMeans(parts, spherical=True, iterations=10, seed=self.seed).fit(drawn).centroids_
         return F.normalize(middles - 0.9 * drawn.mean(0), dim=1)
 
     # Codes.
@@ -172,18 +182,25 @@ class PartNet:
 
     def _learn_code(self, maps):
         self.landmarks_ = self._find_landmarks(maps) if self.block_ is not None else self.landmarks_
-        n = len(maps)
-        blocks = self._blocks(maps)
+        whitening = self._whitening(len(maps))
+        self.code_ = ("landmarks",)
+        if self.adapted_:
+            shared = {names: shared_neighbours(self._centred(maps, names), whitening) for names in (self.code_, ("landmarks", "R-MAC"))}
+            self.code_ = max(shared, key=shared.get)
+            # The bag has learnt from both halves of the photographs, so it has no say in which code is better.
+            self.code_ += ("bag",) if len(self.code_) > 1 else ()
+        blocks = self._blocks(maps, self.code_)
         self.means_ = [block.mean(0) for block in blocks]
         codes = join(*(block - mean for block, mean in zip(blocks, self.means_)))
-        self.whitening_ = replace(self._whitening(n), rounds=2 if self.adapted_ else 0).fit(codes)
+        self.whitening_ = replace(whitening, rounds=2 if self.adapted_ else 0).fit(codes)
 
-    def _untrained(self, maps):
-        return [each(maps, self.landmarks_.describe), each(maps, rmac)]
+    def _blocks(self, maps, names):
+        """What a code is joined of, each of length 1."""
+        of = {"landmarks": self.landmarks_.describe, "R-MAC": rmac, "bag": lambda some: F.normalize(self._learnt().bag(some), dim=1)}
+        return [each(maps, of[name]) for name in names]
 
-    def _blocks(self, maps):
-        """What a code is joined of: landmarks and R-MAC, and the bag, unless it learnt from neighbours that were not to be trusted."""
-        return [*self._untrained(maps), F.normalize(each(maps, self._learnt().bag), dim=1)][: 2 + self.adapted_]
+    def _centred(self, maps, names):
+        return join(*(block - block.mean(0) for block in self._blocks(maps, names)))
 
     def through(self, maps):
         """Maps of the backbone's end, where parts are: through the last block, where there is one."""
@@ -194,10 +211,10 @@ class PartNet:
         return each(self.through(maps), self._learnt().bag)
 
     def joined(self, maps) -> Float[Tensor, "n D"]:
-        """The code before its whitening: landmarks' descriptors, R-MAC and the bag, each of length 1 and centred."""
+        """The code before its whitening: what `code_` names, each of length 1 and centred."""
         if self._learnt().classes is not None:
             raise ValueError("this part network was learnt with labels: it predicts, and its codes are bag(maps); fit(maps) alone learns to encode")
-        return join(*(block - mean for block, mean in zip(self._blocks(self.through(maps)), self.means_)))
+        return join(*(block - mean for block, mean in zip(self._blocks(self.through(maps), self.code_), self.means_)))
 
     def encode(self, maps) -> Float[Tensor, "n dims"]:
         """Codes of length 1: `joined`, whitened by its neighbours among the training photographs; turned only, where those were not trusted."""
@@ -210,8 +227,8 @@ class PartNet:
 
     def as_parts(self) -> Parts:
         """Its filters as detectors of regions, for the gallery and for every measure that takes `Parts`; 0 is a cosine of 0."""
-        filters = self._learnt().filters.weight[: self.parts].flatten(1)
-        return Parts(filters, torch.zeros(self.parts), about={"learner": "PartNet", "seed": self.seed})
+        filters = self._learnt().filters.weight[: self.head_.parts].flatten(1)
+        return Parts(filters, torch.zeros(len(filters)), about={"learner": "PartNet", "seed": self.seed})
 
     def _learnt(self):
         if not hasattr(self, "head_"):
@@ -227,7 +244,7 @@ class PartNet:
         if not self.classes_:
             kept |= {"landmarks": vars(self.landmarks_) | vars(self.landmarks_.foreground), "means": {str(i): mean for i, mean in enumerate(self.means_)}}
             kept |= {"code": {"mean": self.whitening_.mean_, "projection": self.whitening_.projection_}}
-            about |= {"adapted": self.adapted_, "carried_over": self.carried_over_, "least": self.landmarks_.foreground.least}
+            about |= {"adapted": self.adapted_, "carried_over": self.carried_over_, "code": self.code_, "least": self.landmarks_.foreground.least}
         tensors = {f"{what}.{name}": value for what, own in kept.items() for name, value in own.items() if isinstance(value, Tensor)}
         _files.write(file, tensors, about, "part network")
 
@@ -247,17 +264,17 @@ class PartNet:
     @classmethod
     def _of(cls, tensors, about, block):
         of = lambda what: {name.removeprefix(f"{what}."): value for name, value in tensors.items() if name.startswith(f"{what}.")}
-        learnt = {name: about.pop(name) for name in ("classes", "adapted", "carried_over", "least") if name in about}
+        learnt = {name: about.pop(name) for name in ("classes", "adapted", "carried_over", "code", "least") if name in about}
         net = cls(**about | {"losses": tuple(map(tuple, about["losses"]))})
         net.classes_ = learnt["classes"]
         net.head_ = PartHead(
-            tensors["head.filters.weight"].shape[1], net.parts, net.classes_, net.pool, net.sizes, presence=net.presence,
+            tensors["head.filters.weight"].shape[1], len(tensors["head.filters.weight"]) - net.background, net.classes_, net.pool, net.sizes, presence=net.presence,
             background=net.background, norm="head.norm.running_mean" in tensors,
         )  # fmt: skip
         net.head_.load_state_dict(of("head"))
         net.head_.eval().requires_grad_(False)
         if not net.classes_:
-            net.adapted_, net.carried_over_, marks = learnt["adapted"], learnt["carried_over"], of("landmarks")
+            net.adapted_, net.carried_over_, net.code_, marks = learnt["adapted"], learnt["carried_over"], tuple(learnt["code"]), of("landmarks")
             foreground = Foreground(marks["mean"], marks["side"], learnt["least"])
             net.landmarks_ = Landmarks(foreground, marks["basis"], marks["middle"], marks["filters"])
             net.means_ = [mean for _, mean in sorted(of("means").items())]
