@@ -67,3 +67,16 @@ def test_the_part_networks_record_is_of_settings_that_still_exist():
         assert all(0 <= row[name] <= 100 for name in ("mAP", "5-NN", "accuracy", "NMI", "alone mAP", "centred mAP") if name in row)
     runs = [(row["method"], row["set"], row["seed"]) for row in rows]
     assert len(runs) == len(set(runs))
+
+
+def test_the_explanations_record_is_of_methods_and_sets_that_still_exist():
+    script = module_of("explanations")
+    rows = json.loads(script.RECORD.read_text(encoding="utf-8")) if script.RECORD.exists() else []
+    for row in rows:
+        assert row["set"] in script.SETS and [one["method"] for one in row["methods"]] == list(script.METHODS) == list(script.methods(0))
+        for one in row["methods"]:
+            assert all(0 <= one[name] <= 100 for name in ("accuracy", "insertion", "deletion", "pointing", "energy", "IoU", "deletion check") if name in one)
+            assert all(one[name] is None or -1 <= one[name] <= 1 for name in ("sanity", "interventions") if name in one)
+            assert ("interventions" in one) == (row["set"] == "toy birds") and ("pointing" in one) == (row["set"] != "groceries")
+    runs = [(row["set"], row["seed"]) for row in rows]
+    assert len(runs) == len(set(runs))
