@@ -165,7 +165,7 @@ def _pooled(name, after):
 
 def _bag(learner):
     def make(seen, seed):
-        regions, train = Regions(seen.maps), Regions(seen.train)
+        regions, train = (Regions(maps, grid(*maps.shape[2:])) for maps in (seen.maps, seen.train))
         groups = mining.visual_groups(train, PARTS["groups"], seed)
         parts = learner(seed).fit(train, groups)
         return centred(parts.encode(regions), seen, notes={"parts": len(parts)})
