@@ -71,20 +71,25 @@ def part_match(
 
 @torch.no_grad()
 def code_match(net: PartNet, one: Float[Tensor, "1 d h w"], other: Float[Tensor, "1 d h w"]) -> MatchSheet:
-    """The cosine of the two codes that `net.encode` gives: a sum over landmarks, the whole picture (R-MAC), and parts.
+    """The cosine of the two codes that `net.encode` gives: a sum over what they are joined of, landmarks, the whole picture (R-MAC), and parts.
 
     Centring and whitening are linear, so their mixture of dimensions has a share for each dimension (`cosine_terms`), and a landmark's is the
     sum over its descriptor's. A landmark's box is around the largest area where its share of cells is over half of its highest.
     """
     _single(one, other)
     x, y = F.normalize(net.joined(torch.cat([one, other])), dim=1) - net.whitening_.mean_
-    terms = cosine_terms(x, y, net.whitening_.projection_)
-    ends = [net.through(maps) for maps in (one, other)]
-    landmarks, d = len(net.landmarks_), ends[0].shape[1]
-    marks, whole, parts = terms[: landmarks * d].view(landmarks, d).sum(1), terms[landmarks * d :][:d].sum(), terms[(landmarks + 1) * d :]
-    names = [f"landmark {k}" for k in range(landmarks)] + ["whole picture"] + [f"part {p}" for p in range(len(parts))]
-    boxes = [torch.cat([_areas(net.landmarks_.shares(maps)[0]), _everything(maps), strongest(net.head_, maps)[0][: len(parts)]]) for maps in ends]
-    return _sorted(names, torch.cat([marks, whole[None], parts]), boxes, ends)
+    ends, landmarks, parts = [net.through(maps) for maps in (one, other)], len(net.landmarks_), net.head_.parts
+    d = ends[0].shape[1]
+    of = {  # what a code may be joined of: how many dimensions, of how many things, called what, and where these are
+        "landmarks": (landmarks * d, landmarks, "landmark {}", lambda maps: _areas(net.landmarks_.shares(maps)[0])),
+        "R-MAC": (d, 1, "whole picture", lambda maps: torch.tensor([[0, 0, maps.shape[3], maps.shape[2]]])),
+        "bag": (parts, parts, "part {}", lambda maps: strongest(net.head_, maps)[0]),
+    }
+    dims, things, called, where = zip(*(of[name] for name in net.code_))
+    terms = cosine_terms(x, y, net.whitening_.projection_).split(dims)
+    shares = torch.cat([own.view(count, -1).sum(1) for own, count in zip(terms, things)])
+    names = [name.format(i) for name, count in zip(called, things) for i in range(count)]
+    return _sorted(names, shares, [torch.cat([find(maps) for find in where]) for maps in ends], ends)
 
 
 def _single(one, other):
@@ -100,7 +105,3 @@ def _sorted(names, shares, boxes, maps):
 def _areas(shares):
     """Of each landmark, the box of its largest area; an empty one where it has no cell."""
     return torch.tensor([object_box(own, 0.5) if own.max() > 0 else (0, 0, 0, 0) for own in shares])
-
-
-def _everything(maps):
-    return torch.tensor([[0, 0, maps.shape[3], maps.shape[2]]])
