@@ -10,7 +10,7 @@ __version__ = "0.1.0"
 
 _MODULES = {
     "data", "backbones", "features", "regions", "whitening", "clustering", "matching", "encoding", "mining",
-    "heads", "training", "partnet", "retrieval", "evaluation", "cam", "plots", "widgets", "report",
+    "heads", "training", "partnet", "pretext", "selfcluster", "retrieval", "evaluation", "cam", "plots", "widgets", "report",
 }  # fmt: skip
 _NAMES = {"Backbone": "backbones", "extract": "features", "Maps": "features", "encode": "encoding", "PartNet": "partnet"}
 

@@ -112,14 +112,24 @@ def gathered(x: Tensor) -> Tensor:
 
     What a loss compares within the batch must be gathered first: then several processes lose what one would.
     """
-    if not distributed.is_initialized() or distributed.get_world_size() == 1:
+    if not several():
         return x
     rank = distributed.get_rank()
     lengths = torch.zeros(distributed.get_world_size(), dtype=torch.long, device=x.device)
     lengths[rank] = len(x)
     distributed.all_reduce(lengths)
     before, after = int(lengths[:rank].sum()), int(lengths[rank + 1 :].sum())
-    return _Sum.apply(torch.cat([x.new_zeros(before, *x.shape[1:]), x, x.new_zeros(after, *x.shape[1:])]))
+    return summed(torch.cat([x.new_zeros(before, *x.shape[1:]), x, x.new_zeros(after, *x.shape[1:])]))
+
+
+def summed(x: Tensor) -> Tensor:
+    """The sum of `x` over all processes, gradients included; with one process, `x`."""
+    return _Sum.apply(x) if several() else x
+
+
+def several() -> bool:
+    """Whether the batch is shared by several processes."""
+    return distributed.is_initialized() and distributed.get_world_size() > 1
 
 
 class _Sum(torch.autograd.Function):
