@@ -1,6 +1,7 @@
 """The explorer, driven in a browser as a reader does: what it shows is what Python computes."""
 
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,6 +15,8 @@ from partlib.cam import part_match, score_sheet, what_if
 from partlib.data import Photos
 from partlib.heads import PartHead
 from partlib.report import explorer
+
+SITE = Path(__file__).parents[1] / "_build" / "html"
 
 
 def a_set(n, parts=16, classes=5, labelled=True, seed=0):
@@ -194,6 +197,20 @@ def test_a_thousand_photographs_load_in_two_seconds_and_ask_nobody(browser, tmp_
     start = time.perf_counter()
     click(browser, "#parts input")
     assert time.perf_counter() - start < 0.5  # scores and the ranking of a thousand
+
+
+def test_the_site_has_one_of_real_photographs(browser):
+    page = SITE / "_static" / "explorer.html"
+    assert page.exists(), "there is no explorer in _build/html: run `make site` first (`make test` does)"
+    assert page.stat().st_size < 4e6
+    browser.screen(390, 844)
+    browser.open(page.as_uri())
+    assert not browser.errors() and [url for url in browser.requests() if not url.startswith("data:")] == [page.as_uri()]
+    assert browser.ask("N") > 100 and browser.ask("document.documentElement.scrollWidth") <= 390
+    browser.ask("$('class').onchange()")  # asks for the class that it shows, whichever wins when a part is gone
+    before, added = number(browser, "#score"), number(browser, "#parts tr[data-part] .number")
+    click(browser, "#parts input")
+    assert number(browser, "#score") == pytest.approx(before - added, abs=2e-3) and added != 0
 
 
 def test_maps_and_photographs_belong_together(tmp_path):
