@@ -91,8 +91,7 @@ class PartNet:
         labels = None if labels is None else check_labels(labels, n)
         self.block_ = None if block is None else deepcopy(block).eval()
         if labels is None or block is not None:
-            self.carried_over_ = self._carried_over(self.through(maps))
-            self.adapted_ = self.carried_over_ > 1
+            self._look(self.through(maps))
         if block is not None and self.adapted_:
             self._train_block(maps, views, checkpoint)
         maps, *views = [self.through(some) for some in (maps, *views)]
@@ -105,12 +104,17 @@ class PartNet:
             self._learn_code(maps)
         return self
 
-    def _carried_over(self, maps):
-        """Looks at the code of what nothing was trained for, landmarks and R-MAC."""
+    def _look(self, maps):
+        """Are neighbours to be trusted, and what is to be in the code? Asked of landmarks and R-MAC, before anything is trained on both halves."""
         self.landmarks_ = self._find_landmarks(maps)
-        if len(maps) < 6:
-            return 0.0
-        return carries_over(self._centred(maps, ("landmarks", "R-MAC")), self._whitening(len(maps)))
+        self.carried_over_, self.code_ = 0.0, ("landmarks",)
+        if len(maps) >= 6:
+            alone, both = (self._centred(maps, names) for names in (("landmarks",), ("landmarks", "R-MAC")))
+            whitening = self._whitening(len(maps))
+            self.carried_over_ = carries_over(both, whitening)
+            if self.carried_over_ > 1 and shared_neighbours(both, whitening) > shared_neighbours(alone, whitening):
+                self.code_ = ("landmarks", "R-MAC", "bag")
+        self.adapted_ = self.carried_over_ > 1
 
     def _find_landmarks(self, maps):
         count = self.landmarks or most_stable((4, 8, 16), lambda rows, k: Landmarks.of(maps[rows], k, seed=self.seed).maps, maps, self.seed)
@@ -182,17 +186,10 @@ class PartNet:
 
     def _learn_code(self, maps):
         self.landmarks_ = self._find_landmarks(maps) if self.block_ is not None else self.landmarks_
-        whitening = self._whitening(len(maps))
-        self.code_ = ("landmarks",)
-        if self.adapted_:
-            shared = {names: shared_neighbours(self._centred(maps, names), whitening) for names in (self.code_, ("landmarks", "R-MAC"))}
-            self.code_ = max(shared, key=shared.get)
-            # The bag has learnt from both halves of the photographs, so it has no say in which code is better.
-            self.code_ += ("bag",) if len(self.code_) > 1 else ()
         blocks = self._blocks(maps, self.code_)
         self.means_ = [block.mean(0) for block in blocks]
         codes = join(*(block - mean for block, mean in zip(blocks, self.means_)))
-        self.whitening_ = replace(whitening, rounds=2 if self.adapted_ else 0).fit(codes)
+        self.whitening_ = replace(self._whitening(len(maps)), rounds=2 if self.adapted_ else 0).fit(codes)
 
     def _blocks(self, maps, names):
         """What a code is joined of, each of length 1."""
