@@ -352,6 +352,16 @@ def test_the_packaged_backbone_as_trunk(small):
         assert 0 <= task.accuracy(small[8:16]) <= 100
 
 
+@pytest.mark.parametrize("make", [Rotation, Jigsaw, Colorization])
+def test_heads_come_from_their_seed(make, small):
+    weights = []
+    for global_seed, seed in ((1, 0), (2, 0), (2, 5)):
+        torch.manual_seed(global_seed)
+        task = make(convnet((8, 8, 8), seed=0), small, seed=seed)
+        weights.append(torch.cat([p.detach().flatten() for p in task.parameters()]))
+    assert torch.equal(weights[0], weights[1]) and not torch.equal(weights[1], weights[2])
+
+
 # ---- what is refused ----
 
 

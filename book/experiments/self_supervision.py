@@ -56,7 +56,7 @@ def run(method, which, seed):
     start, known = time.perf_counter(), photos.labels[photos.train]
     if method in QUESTIONS | PACKAGED:
         make, epochs, rate = (QUESTIONS | PACKAGED)[method]
-        task = make(trunk, Crops(pictures[photos.train]))
+        task = make(trunk, Crops(pictures[photos.train]), seed=seed)
         training.fit(task, epochs, batch=64, rate=rate, seed=seed)
         row |= {"epochs": epochs, "chance": task.chance, "accuracy": task.accuracy(pictures[measured])}
         if method.endswith("colour"):
@@ -68,7 +68,7 @@ def run(method, which, seed):
     for name, network in layers.items():
         codes = pretext.codes(network, pictures)
         codes = codes - codes[photos.train].mean(0)
-        row |= {f"{probe}, {name}": value for probe, value in probes(codes, photos, photos.train, measured).items()}
+        row |= {f"{probe}, {name}": value for probe, value in probes(codes, photos, photos.train, measured, linear=method not in LOOPS).items()}
     return row
 
 

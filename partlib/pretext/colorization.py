@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 from .colour import annealed_mean, bins, lab_to_rgb, nearest_bin, rebalanced, rgb_to_lab, soft
 from .questions import Question
-from .views import check_pictures
+from .views import Crops, check_pictures
 
 
 class Colorization(Question):
@@ -17,14 +17,18 @@ class Colorization(Question):
 
     Z are the shares of the bins in the cell's mean colour, q* the largest of them and w rebalances the colours as the photographs have them.
 
+    Args:
+        seed: of the head's first weights.
+
     Attributes: `centres` (q, 2), `share` (q) and `weight` (q): the bins, p and w.
     """
 
-    def __init__(self, trunk: nn.Module, pictures: UInt8[Tensor, "n 3 H W"]):
+    def __init__(self, trunk: nn.Module, pictures: UInt8[Tensor, "n 3 H W"] | Crops, seed=0):
         super().__init__(trunk, pictures)
         channels, self.cells = self.channels(self.seen.whole(torch.arange(1)))
         self.register_buffer("centres", bins())
-        self.head = nn.Conv2d(channels, len(self.centres), 1)
+        with self.drawn_from(seed):
+            self.head = nn.Conv2d(channels, len(self.centres), 1)
         share, hard = torch.zeros(len(self.centres)), torch.zeros(len(self.centres))
         for rows in torch.arange(len(self)).split(256):
             true = self.true(rgb_to_lab(self.seen.whole(rows)))

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from .._checks import check_count
 from .questions import Question
+from .views import Crops
 
 SIDE = 3
 TILES = SIDE * SIDE
@@ -61,7 +62,7 @@ class Jigsaw(Question):
         seed: of the permutations and of the head's first weights.
     """
 
-    def __init__(self, trunk: nn.Module, pictures: UInt8[Tensor, "n 3 H W"], count=24, seed=0):
+    def __init__(self, trunk: nn.Module, pictures: UInt8[Tensor, "n 3 s s"] | Crops, count=24, seed=0):
         super().__init__(trunk, pictures)
         height, width = self.seen.pictures.shape[2:]
         self.cell = min(height, width) // SIDE
@@ -71,8 +72,9 @@ class Jigsaw(Question):
         self.register_buffer("order", torch.from_numpy(apart(count, seed=seed)))
         self.chance = 100 / count
         channels = self.channels(torch.rand(1, 3, self.tile, self.tile))[0]
-        self.of_a_tile = nn.Sequential(nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(4 * channels, 128), nn.ReLU())
-        self.head = nn.Sequential(nn.Linear(TILES * 128, 256), nn.ReLU(), nn.Linear(256, count))
+        with self.drawn_from(seed):
+            self.of_a_tile = nn.Sequential(nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(4 * channels, 128), nn.ReLU())
+            self.head = nn.Sequential(nn.Linear(TILES * 128, 256), nn.ReLU(), nn.Linear(256, count))
 
     def draw(self, rows, generator):
         return rows, self.seen.draw(len(rows), generator), *self.puzzle(len(rows), generator), torch.rand(len(rows), generator=generator) < GREY

@@ -1,6 +1,7 @@
 """A question whose answer is in the picture: a trunk, a head, and what a step asks. The first of them: which way is up?"""
 
 from abc import abstractmethod
+from contextlib import contextmanager
 
 import torch
 from jaxtyping import Float, Int, UInt8
@@ -32,6 +33,14 @@ class Question(training.Task):
 
     def __len__(self):
         return len(self.seen)
+
+    @staticmethod
+    @contextmanager
+    def drawn_from(seed: int):
+        """Inside, weights are drawn from this seed; the caller's chance is as it was, afterwards."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            yield
 
     def channels(self, picture: Float[Tensor, "1 3 H W"]):
         """How many channels the trunk's maps have, and of how many cells they are."""
@@ -68,16 +77,20 @@ class Rotation(Question):
     """By how many quarters was the picture turned? [RotNet, Gidaris et al. 2018]
 
     All four turns of a picture are in one batch, as published. Pictures must be square, or a turn would show in their shape.
+
+    Args:
+        seed: of the head's first weights.
     """
 
     chance = 100 / TURNS
 
-    def __init__(self, trunk, pictures):
+    def __init__(self, trunk: nn.Module, pictures: UInt8[Tensor, "n 3 s s"] | Crops, seed=0):
         super().__init__(trunk, pictures)
         height, width = self.seen.pictures.shape[2:]
         if height != width:
             raise ValueError(f"pictures of {height} x {width} pixels: their turns differ in shape, so give square ones, as in_memory makes them")
-        self.head = nn.Linear(self.channels(self.seen.whole(torch.arange(1)))[0], TURNS)
+        with self.drawn_from(seed):
+            self.head = nn.Linear(self.channels(self.seen.whole(torch.arange(1)))[0], TURNS)
 
     def draw(self, rows, generator):
         return rows, self.seen.draw(len(rows), generator)
