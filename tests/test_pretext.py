@@ -17,7 +17,9 @@ from torch.nn import functional as F
 
 import partlib as pl
 from partlib import training
-from partlib.pretext import BatchNorm, Colorization, Crops, Front, Jigsaw, Rotation, Views, alike, apart, codes, colour, convnet, in_memory, tiles_of, turned
+from partlib.pretext import (
+    BatchNorm, Colorization, Crops, Front, Jigsaw, Rotation, Views, alike, apart, codes, colour, convnet, in_memory, tiles_of, turned,
+)  # fmt: skip
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

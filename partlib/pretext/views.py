@@ -20,7 +20,8 @@ def in_memory(photos: Photos, size=64) -> UInt8[Tensor, "n 3 size size"]:
     if len(photos) == 0:
         raise ValueError(f"{photos.name} holds no photographs: nothing to learn from")
     small = lambda picture: picture.resize((size, size), Image.Resampling.BICUBIC, reducing_gap=2)
-    return torch.stack([pil_to_tensor(small(picture)) for picture in progress(photos, total=len(photos), desc=photos.name, unit="picture", leave=False)])
+    read = progress(photos, total=len(photos), desc=photos.name, unit="picture", leave=False)
+    return torch.stack([pil_to_tensor(small(picture)) for picture in read])
 
 
 @dataclass(frozen=True, eq=False)
