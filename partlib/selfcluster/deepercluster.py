@@ -29,7 +29,7 @@ class DeeperCluster(OwnClusters):
 
     def __init__(self, trunk, seen, supers=4, children=8, every=3, dims=64, **options):
         if not isinstance(seen, Crops):
-            raise TypeError(f"a map of a turned picture is not the turned map, so DeeperCluster takes pictures: give Crops, not {type(seen).__name__}")
+            raise TypeError(f"a map of a turned picture is not the turned map, so give DeeperCluster Crops of pictures, not {type(seen).__name__}")
         super().__init__(trunk, seen, supers * children, **options)
         self.supers, self.each, self.every, self.dims = supers, children, every, dims
         self.upper = nn.Linear(self.channels, TURNS * supers)
