@@ -137,11 +137,12 @@ def score_sheet(sheet, picture, title=None, count=7):
     return figure
 
 
-def match_sheet(sheet, pictures, titles=("", ""), count=7):
+def match_sheet(sheet, pictures, titles=("", ""), count=7, total="similarity"):
     """A match as a sum: the two pictures with the regions of the largest terms, and bars of these, of all others, and the similarity.
 
     Args:
-        sheet: a `cam.MatchSheet`. pictures: the two, in its order. count: how many terms have a bar of their own.
+        sheet: a `cam.MatchSheet`. pictures: the two, in its order. count: how many terms have a bar of their own. total: what they add up to;
+            for the difference of two sheets, say, "lead".
     """
     largest, values, left = _largest(sheet.shares, count)
     names = [sheet.names[i] for i in largest]
@@ -150,8 +151,8 @@ def match_sheet(sheet, pictures, titles=("", ""), count=7):
     for drawn, picture, boxes_of, cells_of, title in zip(both, pictures, sheet.boxes[:, largest].tolist(), sheet.cells, titles):
         _where(drawn, picture, short, values, boxes_of, cells_of)
         drawn.set_title(title)
-    _signed_bars(axis, names + left + ["similarity"], [*values, float(sheet.total)], 2)
-    axis.set_xlabel("adds to the similarity")
+    _signed_bars(axis, names + left + [total], [*values, float(sheet.total)], 2)
+    axis.set_xlabel(f"adds to the {total}")
     return figure
 
 

@@ -187,6 +187,7 @@ def test_a_match_sheet_has_boxes_in_both_pictures_and_bars_that_add_up():
     assert [tick.get_text() for tick in bars_axis.get_yticklabels()] == ["part 7", "landmark 2", "part 0", "1 others", "similarity"]
     lengths = [bar.get_width() for bar in sorted(bars_axis.patches, key=lambda bar: bar.get_y())]
     assert lengths == pytest.approx([0.5, 0.3, -0.2, 0.1, 0.7]) and sum(lengths[:-1]) == pytest.approx(lengths[-1])
+    assert plots.match_sheet(sheet, [solid(0), solid(9)], total="lead").axes[2].get_xlabel() == "adds to the lead"
 
 
 def test_a_category_sheet_shows_the_parts_with_the_largest_terms():
