@@ -20,7 +20,7 @@ def similarity_transform(
         here, there: the places of the same parts in two photographs, in shares of the picture's sides; NaN: absent in one.
         weights: how surely each part is the same in both; 1 by default.
         tolerance: how far a place may lie from where the transform puts it.
-        shrink: scales |a| from 1 / shrink to shrink only, and turns of less than 60°: photographs are not taken upside down.
+        shrink: scales from 1 / shrink to shrink only, and turns of less than 60°: photographs are not taken upside down.
 
     Returns:
         the sum of the weights of the places that agree, a and b. Fewer than two places agree on nothing: 0, 1, 0.
