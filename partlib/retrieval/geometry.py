@@ -14,16 +14,14 @@ def similarity_transform(
     """The turn, scale and shift that most of the matched places agree on, and the weight of those that do.
 
     Places are complex numbers z = x + iy, and a similarity is z' = a z + b. Two matched places tell a and b; with p parts there are only
-    p (p − 1) / 2 pairs, so all of them are tried, and nothing is drawn at random [the idea of Fischler and Bolles 1981, exhaustively].
+    p (p − 1) / 2 pairs, so all of them are tried, and nothing is drawn at random [the idea of Fischler and Bolles 1981, exhaustively]. The result is the sum
+    of the weights of the places that agree, a and b. Fewer than two places agree on nothing, which is 0, 1, 0.
 
     Args:
         here, there: the places of the same parts in two photographs, in shares of the picture's sides; NaN: absent in one.
         weights: how surely each part is the same in both; 1 by default.
         tolerance: how far a place may lie from where the transform puts it.
         shrink: scales from 1 / shrink to shrink only, and turns of less than 60°: photographs are not taken upside down.
-
-    Returns:
-        the sum of the weights of the places that agree, a and b. Fewer than two places agree on nothing: 0, 1, 0.
     """
     weights = np.ones(len(here)) if weights is None else np.asarray(weights, dtype=float)
     z, target = (np.asarray(places, dtype=float) @ np.array([1, 1j]) for places in (here, there))
