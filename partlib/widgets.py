@@ -141,11 +141,12 @@ def sortable(table, label):
         ".forEach(r => {r.hidden = !w.every(p => r.textContent.toLowerCase().includes(p))})"
     )
     button = 'style="all:unset;cursor:pointer;font-weight:bold" title="sort"'
+    style = "<style>.sortable table {font-size: 85%} .sortable :is(td, th) {padding: 0.1em 0.6em; white-space: nowrap; text-align: left}</style>"
     head = "".join(f'<th><button type="button" {button} onclick="{html.escape(turn)}">{html.escape(str(name))}</button></th>' for name in table.columns)
     blank = lambda value: "" if value != value else html.escape(str(value))  # NaN
     rows = "".join("<tr>" + "".join(f"<td>{blank(value)}</td>" for value in row) + "</tr>" for row in table.itertuples(index=False))
     page = (
-        f'<div class="sortable"><label>filter {html.escape(label)} <input type="search" oninput="{html.escape(keep)}"></label>'
+        f'<div class="sortable">{style}<label>filter {html.escape(label)} <input type="search" oninput="{html.escape(keep)}"></label>'
         f'<div style="max-height:32em;overflow:auto"><table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div></div>'
     )
     display({"text/plain": table.to_string(index=False, na_rep=""), "text/html": page}, raw=True)
