@@ -248,11 +248,10 @@ def carries_over(codes: Float[Tensor, "n d"], whitening: NeighbourWhitening, spl
 def shared_neighbours(codes: Float[Tensor, "n d"], whitening: NeighbourWhitening, splits=6, seed=0) -> float:
     """How far neighbours have the same neighbours: which of several codes to prefer, told without labels.
 
-    To be of one kind is an equivalence, to look alike is not. Were the 2k nearest of a photograph i, and i itself, a kind N_i, then N_j = N_i for
-    each j in it. The result is the mean over i and its neighbours j of |N_i ∩ N_j| / (2k + 1) [a likeness after Jarvis and Patrick 1973],
-
-    k those of the whitening; twice as many, for the very nearest are often the same thing a second later, whatever the code. Like
-    `carries_over` it is measured on the half of the photographs that the whitening was not learnt on. Compare codes of the same photographs only.
+    To be of one kind is an equivalence, to look alike is not. Let N(i) be a photograph i and its 2k nearest. Were it a kind, then N(j) = N(i) for
+    each j in it. The result is the share of N(i) that is in N(j), averaged over all i and their neighbours j [a likeness after Jarvis and
+    Patrick 1973]; k is that of the whitening, and twice as many, for the very nearest are often the same thing a second later, whatever the code.
+    Like `carries_over` it is measured on the half of the photographs that the whitening was not learnt on. Compare codes of the same ones only.
     """
     return float(torch.stack([_shared(after, min(2 * k, len(after) - 1)) for _, after, k in _on_other_halves(codes, whitening, splits, seed)]).mean())
 

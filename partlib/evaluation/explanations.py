@@ -22,12 +22,14 @@ BASELINES = ("blur", "mean", "grey")
 
 
 def completeness_error(contributions: Float[Tensor, "n ..."], scores: Float[Tensor, "n"], constant=0.0) -> Float[Tensor, "n"]:
-    """|Σ contributions + constant − score| / |score|: by how much an explanation fails to add up to what it explains."""
+    """How far the sum of contributions and constant is from the score, as a share of the score: by how much an explanation fails to add up."""
     return (contributions.flatten(1).sum(1) + constant - scores).abs() / scores.abs().clamp(min=1e-12)
 
 
 def ablation_error(contributions: Float[Tensor, "n p"], scores: Float[Tensor, "n"], without: Float[Tensor, "n p"]) -> Float[Tensor, "n"]:
-    """max_p |score − score without p − contribution of p| / |score|: whether taking a thing away takes just what was said of it.
+    """How far the contribution of p is from the score less the score without p, as a share of the score; the worst p counts.
+
+    So: whether taking a thing away takes just what was said of it.
 
     Args:
         without: the score of the network itself, run again without thing p.

@@ -25,6 +25,7 @@ class Front(nn.Module):
         self.register_buffer("filters", torch.stack([across, across.T])[:, None], persistent=False)
 
     def forward(self, pictures: Float[Tensor, "n 3 H W"] | UInt8[Tensor, "n 3 H W"]) -> Float[Tensor, "n d H W"]:
+        """Values from 0 to 1, or 8-bit ones, → what the first convolution takes."""
         values = (pictures / 255 if pictures.dtype == torch.uint8 else pictures) * 4 - 2  # about 0, of spread about 1
         if not self.sobel:
             return values
@@ -36,6 +37,7 @@ class BatchNorm(nn.BatchNorm2d):
     """Batch norm over the whole batch: where several processes share it, they learn what one would."""
 
     def forward(self, x: Float[Tensor, "n d h w"]) -> Float[Tensor, "n d h w"]:
+        """Each channel at mean 0 and spread 1 over the whole batch, then scaled and shifted."""
         if not (self.training and training.several()):
             return super().forward(x)
         per_channel = lambda values: training.summed(values.sum((0, 2, 3)))
