@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import re
 from pathlib import Path
 
 import nbformat
@@ -101,4 +102,5 @@ def test_figures_of_another_machine_leave_the_record(execute, monkeypatch):
 
 def test_chapters_come_in_the_order_of_the_contents(execute):
     names = [path.stem for path in execute.chapters()]
-    assert names[:2] == ["00_tour", "01_maps"] and names == sorted(names)
+    listed = re.findall(r"file: (\d\d_\w+)", (SCRIPT.parents[1] / "_toc.yml").read_text(encoding="utf-8"))
+    assert names[:2] == ["00_tour", "01_maps"] and names == listed and set(names) == {path.stem for path in SCRIPT.parents[1].glob("*.ipynb")}
