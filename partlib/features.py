@@ -88,6 +88,11 @@ class Maps:
         return f"Maps{self.shape}"
 
 
+def batches(maps: Maps | Float[Tensor, "n d h w"], size=64):
+    """Maps in order, up to `size` at a time, whatever holds them: the disk or a tensor."""
+    return maps.batches(size) if isinstance(maps, Maps) else maps.split(size)
+
+
 def _float32(values):
     return torch.from_numpy(np.asarray(values, dtype=np.float32))
 

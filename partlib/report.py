@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from ._progress import progress
 from .cam import strongest
-from .features import Maps
+from .features import Maps, batches
 from .heads import PartHead
 
 PAGE = Path(__file__).with_name("explorer.html")  # the page without its numbers
@@ -48,8 +48,7 @@ def explorer(head: PartHead, maps: Maps, photos, file, title="What the parts saw
 @torch.no_grad()
 def numbers(head, maps) -> dict:
     """What the page computes with: bags and their mean, boxes, weights and constants; arrays in base64, float32 or bytes."""
-    batches = maps.batches(64) if isinstance(maps, Maps) else maps.split(64)
-    bags, boxes = zip(*((head.bag(some), strongest(head, some)) for some in batches))
+    bags, boxes = zip(*((head.bag(some), strongest(head, some)) for some in batches(maps)))
     bags = torch.cat(bags)
     decides = head.classes is not None
     weights, constant = head.folded() if decides else (bags.new_zeros(0, head.parts), bags.new_zeros(0))

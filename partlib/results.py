@@ -124,13 +124,22 @@ def load(records=RECORDS) -> list[dict]:
 def complete(method: str, which: str, seeds: int, records=RECORDS, cache="data/cache"):
     """Run what the record does not hold yet, and write it beside the file and rename into place."""
     os.environ["TQDM_DISABLE"] = "1"
-    file, what = file_of(method, which, records), about(method, which)
+    runs = _on_record(method, which, records)
+    for seed in _absent(runs, method, seeds):
+        runs.append(run(method, which, seed, cache))
+        _write(file_of(method, which, records), about(method, which), runs)
+
+
+def _on_record(method, which, records):
+    """The runs of this configuration as it is now; none, where the record is of other settings or photographs."""
+    file = file_of(method, which, records)
     record = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
-    runs = record["runs"] if record.get("about") == what else []
-    for seed in range(seeds if METHODS[method].seeded else 1):
-        if all(row["seed"] != seed for row in runs):
-            runs.append(run(method, which, seed, cache))
-            _write(file, what, runs)
+    return record["runs"] if record.get("about") == about(method, which) else []
+
+
+def _absent(runs, method, seeds):
+    done = {row["seed"] for row in runs}
+    return [seed for seed in range(seeds if METHODS[method].seeded else 1) if seed not in done]
 
 
 def _write(file, what, runs):
@@ -159,16 +168,8 @@ def _rounded(value):
 
 def missing(methods, sets, seeds: int, records=RECORDS) -> list[tuple[str, str]]:
     """The configurations of which a seed is not on record, those that are quick first."""
-    wanted = []
-    for method in methods:
-        for which in sets:
-            if METHODS[method].fits(which):
-                file = file_of(method, which, records)
-                record = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
-                done = {row["seed"] for row in record["runs"]} if record.get("about") == about(method, which) else set()
-                if done != set(range(seeds if METHODS[method].seeded else 1)) | done:
-                    wanted.append((method, which))
-    return wanted
+    fitting = [(method, which) for method in methods for which in sets if METHODS[method].fits(which)]
+    return [(method, which) for method, which in fitting if _absent(_on_record(method, which, records), method, seeds)]
 
 
 def main():

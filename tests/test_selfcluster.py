@@ -1,11 +1,5 @@
 """Loops over own clusters: each step written out, planted kinds found, the same weights whatever stops a run, and in two processes."""
 
-import multiprocessing
-import random
-import signal
-import subprocess
-import sys
-import time
 import warnings
 
 import numpy as np
@@ -15,6 +9,7 @@ import torch
 from common import close, one_sentence
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from processes import forks, in_two, killed_until_done, same
 from selfcluster_task import EACH, KINDS, OPTIONS, long_run, planted, tasks
 from sklearn.decomposition import PCA
 from sklearn.metrics import normalized_mutual_info_score
@@ -306,9 +301,7 @@ def test_refused(mistake, kind, words):
 
 @pytest.fixture(scope="module")
 def server():
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["selfcluster_task", "torch._dynamo"])
-    return context
+    return forks("selfcluster_task")
 
 
 @pytest.fixture(scope="module")
@@ -319,39 +312,15 @@ def alone():
 
 @pytest.mark.parametrize("name", ["reset", "align", "centroids", "v2", "deeper"])
 def test_killed_at_any_moment(server, alone, tmp_path, name):
-    steps, killed, reached = OPTIONS["epochs"] * 4, 0, 0
-    while not (tmp_path / "result.pt").exists():
-        receive, send = server.Pipe(duplex=False)
-        child = server.Process(target=long_run, args=(tmp_path, name, send))
-        child.start()
-        send.close()
-        stop_at = reached + random.randint(4, steps // 2)
-        try:
-            while reached < stop_at:
-                reached = receive.recv()
-            time.sleep(random.uniform(0, 0.01))
-            child.kill()
-        except EOFError:  # it came to its end
-            pass
-        child.join()
-        assert child.exitcode in (0, -signal.SIGKILL)
-        killed += child.exitcode == -signal.SIGKILL
-    result = torch.load(tmp_path / "result.pt")
-    assert killed >= 1 and result["history"] == alone[name]["history"]
-    for weight, value in alone[name]["weights"].items():
-        assert torch.equal(result["weights"][weight], value), weight
+    steps = OPTIONS["epochs"] * 4
+    assert killed_until_done(server, long_run, (tmp_path, name), tmp_path, 4, steps // 2) >= 1
+    same(torch.load(tmp_path / "result.pt"), alone[name])
 
 
 @pytest.fixture(scope="module")
 def processes(tmp_path_factory):
     """What two processes gave, the last task after both were killed and started again."""
-    folder = tmp_path_factory.mktemp("processes")
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", selfcluster_task.__file__]
-    for start, code in (("first", 1), ("again", 0)):
-        done = subprocess.run([*torchrun, folder, start], capture_output=True, text=True, timeout=240)
-        assert done.returncode == code and (folder / "results1.pt").exists(), done.stderr
-        assert (folder / "restarted0.pt").exists() == (start == "again")
-    return folder
+    return in_two(selfcluster_task.__file__, tmp_path_factory.mktemp("processes"), timeout=240)
 
 
 @pytest.mark.parametrize("name", [*tasks(), "restarted"])

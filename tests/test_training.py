@@ -2,15 +2,10 @@
 
 import copy
 import math
-import multiprocessing
 import os
 import pickle
-import random
 import signal
-import subprocess
-import sys
 import threading
-import time
 from functools import partial
 from pathlib import Path
 
@@ -18,6 +13,7 @@ import pytest
 import torch
 import training_task
 from common import close, one_sentence
+from processes import forks, in_two, killed_until_done, same
 from torch import nn
 from training_task import LONG, SHARED, UNEVEN, N, Net, Pairs, Regression, at_step, fill_the_disk, long_run, state
 
@@ -25,14 +21,6 @@ from partlib import training
 from partlib.training import DamagedCheckpoint, fit, gathered
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-def same(a, b):
-    """Two results of `state` agree bit for bit."""
-    assert a["history"] == b["history"]
-    assert a["weights"].keys() == b["weights"].keys()
-    for name, value in a["weights"].items():
-        assert value.dtype == b["weights"][name].dtype and torch.equal(value, b["weights"][name]), name
 
 
 def trained(task, **options):
@@ -147,30 +135,12 @@ def never_stopped():
 
 @pytest.fixture(scope="module")
 def server():
-    """Processes of their own, forked from one that has torch loaded already."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["training_task", "torch._dynamo"])
-    return context
+    return forks("training_task")
 
 
 def test_killed_at_any_moment(server, never_stopped, tmp_path):
-    steps, killed, reached = LONG["epochs"] * math.ceil(N / LONG["batch"]), 0, 0
-    while not (tmp_path / "result.pt").exists():
-        receive, send = server.Pipe(duplex=False)
-        child = server.Process(target=long_run, args=(tmp_path, send))
-        child.start()
-        send.close()
-        stop_at = reached + random.randint(2, steps // 4)
-        try:
-            while reached < stop_at:
-                reached = receive.recv()
-            time.sleep(random.uniform(0, 0.01))
-            child.kill()
-        except EOFError:  # it came to its end
-            pass
-        child.join()
-        assert child.exitcode in (0, -signal.SIGKILL)
-        killed += child.exitcode == -signal.SIGKILL
+    steps = LONG["epochs"] * math.ceil(N / LONG["batch"])
+    killed = killed_until_done(server, long_run, (tmp_path,), tmp_path, 2, steps // 4)
     assert killed >= 3 and [*tmp_path.glob("run.pt*")]
     same(torch.load(tmp_path / "result.pt"), never_stopped)
 
@@ -398,13 +368,7 @@ def test_refused(options, words):
 @pytest.fixture(scope="module")
 def processes(tmp_path_factory):
     """What two processes gave, the second half after both were killed and started again."""
-    folder = tmp_path_factory.mktemp("processes")
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", training_task.__file__]
-    for start, code in (("first", 1), ("again", 0)):
-        done = subprocess.run([*torchrun, folder, start], capture_output=True, text=True, timeout=120)
-        assert done.returncode == code and (folder / "results1.pt").exists(), done.stderr
-        assert (folder / "restarted0.pt").exists() == (start == "again")
-    return folder
+    return in_two(training_task.__file__, tmp_path_factory.mktemp("processes"), timeout=120)
 
 
 def alike(a, b):

@@ -5,15 +5,12 @@ book/results/classical_parts.json, and a run that was stopped goes on where it w
 no labels; what was learnt is measured on others. CUB, packages and butterflies are measured where $PARTLIB_DATA holds them.
 """
 
-import argparse
-import json
-import os
 import resource
 import time
 
 import numpy as np
 import torch
-from runs import CACHE, RESULTS, complete
+from runs import CACHE, RESULTS, command_line
 
 import partlib as pl
 from partlib import evaluation, mining, retrieval
@@ -92,23 +89,5 @@ def against_truth(scores, photos, total):
     return row
 
 
-def main():
-    """Run what is missing from the record."""
-    parser = argparse.ArgumentParser(description=main.__doc__)
-    parser.add_argument("--seeds", type=int, default=3, help="seeds of each run (default 3)")
-    parser.add_argument("--learner", nargs="*", default=list(learners(1, 1, 0)), help="these learners only")
-    parser.add_argument("--set", nargs="*", default=list(SETS), help="these sets only")
-    parser.add_argument("--one", nargs=3, metavar=("LEARNER", "SET", "SEED"), help="a single run, printed as a line of JSON")
-    options = parser.parse_args()
-    if options.one:
-        name, which, seed = options.one
-        print(json.dumps(run(name, which, int(seed))))
-        return
-    known = [which for which in options.set if which in BUNDLED or "PARTLIB_DATA" in os.environ]
-    wanted = [(name, which, seed) for seed in range(options.seeds) for which in known for name in options.learner]
-    complete(__file__, RECORD, wanted, ("learner", "set", "seed"))
-
-
 if __name__ == "__main__":
-    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", 2)))
-    main()
+    command_line(__file__, RECORD, run, BUNDLED, learner=list(learners(1, 1, 0)), set=list(SETS))

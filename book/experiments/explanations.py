@@ -6,9 +6,6 @@ the package grad-cam, before its scaling; integrated gradients are captum's. Abl
 the map in place of the picture, which changes nothing but the time. CUB and butterflies are measured where $PARTLIB_DATA holds them.
 """
 
-import argparse
-import json
-import os
 import time
 from functools import partial
 
@@ -17,7 +14,7 @@ import torch
 from captum.attr import IntegratedGradients
 from pytorch_grad_cam import AblationCAM, GradCAM, GradCAMPlusPlus
 from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
-from runs import CACHE, RESULTS, complete
+from runs import CACHE, RESULTS, command_line
 from sklearn.linear_model import LogisticRegression
 from torch import nn
 from torch.nn import functional as F
@@ -246,21 +243,5 @@ def _mean(values):
     return float(np.nanmean(values)) if np.isfinite(values).any() else None
 
 
-def main():
-    """Run what is missing from the record."""
-    parser = argparse.ArgumentParser(description=main.__doc__)
-    parser.add_argument("--seeds", type=int, default=3, help="seeds of each run (default 3)")
-    parser.add_argument("--set", nargs="*", default=list(SETS), help="these sets only")
-    parser.add_argument("--one", nargs=2, metavar=("SET", "SEED"), help="a single run, printed as a line of JSON")
-    options = parser.parse_args()
-    if options.one:
-        which, seed = options.one
-        print(json.dumps(run(which, int(seed))))
-        return
-    known = [which for which in options.set if which in BUNDLED or "PARTLIB_DATA" in os.environ]
-    complete(__file__, RECORD, [(which, seed) for seed in range(options.seeds) for which in known], ("set", "seed"))
-
-
 if __name__ == "__main__":
-    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", 2)))
-    main()
+    command_line(__file__, RECORD, run, BUNDLED, set=list(SETS))

@@ -5,16 +5,12 @@ Settings are the same on every set: `PartNet`'s defaults without labels, those o
 measured where $PARTLIB_DATA holds them.
 """
 
-import argparse
-import json
-import os
 import resource
 import time
 from dataclasses import replace
 
 import numpy as np
-import torch
-from runs import CACHE, RESULTS, complete
+from runs import CACHE, RESULTS, command_line
 from torch.nn.functional import normalize
 
 import partlib as pl
@@ -125,31 +121,12 @@ def against_keypoints(scores, photos):
     return {"NMI": reached["NMI"], "ARI": reached["ARI"], "NMI_ceiling": best["NMI"], "ARI_ceiling": best["ARI"]}
 
 
-def main():
-    """Run what is missing from the record."""
-    parser = argparse.ArgumentParser(description=main.__doc__)
-    parser.add_argument("--seeds", type=int, default=3, help="seeds of each run (default 3)")
-    parser.add_argument("--method", nargs="*", default=METHODS, help="these methods only")
-    parser.add_argument("--set", nargs="*", default=list(SETS), help="these sets only")
-    parser.add_argument("--one", nargs=3, metavar=("METHOD", "SET", "SEED"), help="a single run, printed as a line of JSON")
-    options = parser.parse_args()
-    if options.one:
-        method, which, seed = options.one
-        print(json.dumps(run(method, which, int(seed))))
-        return
-    known = [which for which in options.set if which in BUNDLED or "PARTLIB_DATA" in os.environ]
+def wanted(method, set, seed):
+    """Poolings have no chance in them, and some methods are run on some sets only."""
     two = ("groceries", "CUB, 20 kinds")
     trained = {"parts, last block": two, "parts, as they start": two, "parts, clusters": two} | {name: ("CUB, 20 kinds",) for name in HEADS}
-    wanted = [
-        (method, which, seed)
-        for seed in range(options.seeds)
-        for method in options.method
-        for which in known
-        if (seed == 0 or method not in POOLINGS) and which in trained.get(method, known)
-    ]
-    complete(__file__, RECORD, wanted, ("method", "set", "seed"))
+    return (seed == 0 or method not in POOLINGS) and set in trained.get(method, SETS)
 
 
 if __name__ == "__main__":
-    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", 2)))
-    main()
+    command_line(__file__, RECORD, run, BUNDLED, wanted, method=METHODS, set=list(SETS))

@@ -6,13 +6,9 @@ block alone, on cached maps, by its own clusters. Learning sees the training pho
 CUB is measured where $PARTLIB_DATA holds it.
 """
 
-import argparse
-import json
-import os
 import time
 
-import torch
-from runs import CACHE, RESULTS, complete
+from runs import CACHE, RESULTS, command_line
 from torch import nn
 
 import partlib as pl
@@ -99,28 +95,10 @@ def probes(codes, photos, train, measured, linear=True):
     return {"5-NN": evaluation.knn_accuracy(*told)} | ({"linear": evaluation.linear_probe(*told)} if linear else {})
 
 
-def main():
-    """Run what is missing from the record."""
-    parser = argparse.ArgumentParser(description=main.__doc__)
-    parser.add_argument("--seeds", type=int, default=3, help="seeds of each run (default 3)")
-    parser.add_argument("--method", nargs="*", default=METHODS, help="these methods only")
-    parser.add_argument("--one", nargs=3, metavar=("METHOD", "SET", "SEED"), help="a single run, printed as a line of JSON")
-    options = parser.parse_args()
-    if options.one:
-        method, which, seed = options.one
-        print(json.dumps(run(method, which, int(seed))))
-        return
-    known = [which for which in SETS if which == "groceries" or "PARTLIB_DATA" in os.environ]
-    wanted = [
-        (method, which, seed)
-        for seed in range(options.seeds)
-        for method in options.method
-        for which in (known if method.startswith("last block") else known[:1])
-        if seed == 0 or method not in ("packaged", "last block")
-    ]
-    complete(__file__, RECORD, wanted, ("method", "set", "seed"))
+def wanted(method, set, seed):
+    """From scratch on the groceries alone; the packaged weights have no chance in them."""
+    return (set == "groceries" or method.startswith("last block")) and (seed == 0 or method not in ("packaged", "last block"))
 
 
 if __name__ == "__main__":
-    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", 2)))
-    main()
+    command_line(__file__, RECORD, run, ("groceries",), wanted, method=METHODS, set=list(SETS))

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from .. import regions, training
 from .._checks import check_count, check_labels
-from ..features import Maps
+from ..features import Maps, batches
 from ..whitening import PCAWhitening, moments
 from .index import Index
 
@@ -77,11 +77,6 @@ class RegionalCode(nn.Module):
     def encode(self, maps: Maps | Float[Tensor, "n d h w"]) -> Float[Tensor, "n dims"]:
         """Codes of all photographs, batch by batch."""
         return torch.cat([self(some) for some in batches(maps)])
-
-
-def batches(maps: Maps | Float[Tensor, "n d h w"], size=64):
-    """Maps a few at a time, whatever holds them."""
-    return maps.batches(size) if isinstance(maps, Maps) else maps.split(size)
 
 
 def _many_windows(h, w):
