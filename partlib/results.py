@@ -4,7 +4,7 @@
     python -m partlib.results run --method GeM --set groceries --seeds 3
     python -m partlib.results list             the names of all configurations and sets
 
-A record says which method with which settings, on which backbone and photographs (by fingerprint), how it was measured, every measure of every seed, time,
+A record says which method with which settings, on which backbone and photographs (by a digest of their files), how it was measured, every measure of every seed, time,
 memory, versions and the command. A run that was stopped goes on where it was. A record of settings or photographs that are no longer
 these is run anew.
 """
@@ -100,12 +100,17 @@ def _setting(which):
     return SETS[which]()
 
 
+@lru_cache(maxsize=None)
+def _contents(which):
+    return _setting(which).photos.contents
+
+
 def about(method: str, which: str) -> dict:
     """What a record is of, and what must be the same for it to be of something that still exists."""
     setting = _setting(which)
     return {
         "method": method, "set": which, "task": METHODS[method].task, "uses": METHODS[method].uses, "settings": METHODS[method].settings,
-        "photographs": repr(setting.photos), "fingerprint": setting.photos.fingerprint,
+        "photographs": repr(setting.photos), "fingerprint": _contents(which),
         "protocol": setting.protocol if METHODS[method].task == "codes" else configurations.AT_KEYPOINTS,
     }  # fmt: skip
 

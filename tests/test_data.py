@@ -119,6 +119,21 @@ def test_folder_reads_all_pictures_below_it_in_order(tmp_path):
     assert photos.stamps[4] == f"{about.st_size}:{about.st_mtime_ns}"
 
 
+def test_contents_stay_the_same_wherever_and_whenever_the_files_were_copied(tmp_path):
+    for where in ("here", "there"):
+        (tmp_path / where).mkdir()
+        for i, name in enumerate("abc"):
+            picture(tmp_path / where / f"{name}.png", size=(i + 1, 3))
+    os.utime(tmp_path / "there/b.png", (1, 1))
+    here, there = folder(tmp_path / "here"), folder(tmp_path / "there")
+    assert here.fingerprint != there.fingerprint and here.contents == there.contents
+    assert here[1:].contents == there[[1, 2]].contents != here.contents and here[::-1].contents != here.contents
+    assert pickle.loads(pickle.dumps(here)).contents == here.contents
+    picture(tmp_path / "there/b.png", size=(2, 4))
+    assert here.contents != folder(tmp_path / "there").contents
+    assert groceries()[:3].contents == groceries()[:3].fingerprint  # stamped by content
+
+
 def test_folder_changes_its_fingerprint_with_its_files(tmp_path):
     picture(tmp_path / "a.png"), picture(tmp_path / "b.png")
     before = folder(tmp_path).fingerprint

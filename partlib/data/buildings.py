@@ -54,7 +54,8 @@ def revisited(name="roxford5k", root=None) -> Buildings:
     boxes = [tuple(round(float(side)) for side in np.ravel(own["bbx"])) for own in answers]
     files |= {
         "read": partial(_read, files["read"], boxes),
-        "stamps": [f"{stamp} {box}" for stamp, box in zip(files["stamps"], boxes)] + files["stamps"][len(boxes) :],
+        "stamps": [_boxed(files["stamps"].__getitem__, boxes, row) for row in range(len(files["stamps"]))],
+        "digest": partial(_boxed, files["digest"], boxes),
     }
     lists = {what: [np.asarray(own[what], dtype=int) for own in answers] for what in ("easy", "hard", "junk")}
     return Buildings(name=name, split=np.array(["query"] * len(queries) + ["database"] * len(database)), **files, **lists)
@@ -62,6 +63,10 @@ def revisited(name="roxford5k", root=None) -> Buildings:
 
 def _read(whole, boxes, row):
     return whole(row).crop(boxes[row]) if row < len(boxes) else whole(row)
+
+
+def _boxed(stamp, boxes, row):
+    return f"{stamp(row)} {boxes[row]}" if row < len(boxes) else stamp(row)
 
 
 def plain_pickle(file: Path):

@@ -1,5 +1,6 @@
 """Pictures that lie in a folder: anyone's own, and the files of a published set."""
 
+import hashlib
 import os
 from contextlib import suppress
 from functools import partial
@@ -49,7 +50,7 @@ def folder(path, on_error="raise", labelled=False) -> Photos:
 
 
 def files_of(root, names) -> dict:
-    """`names`, `read` and `stamps` of a set of photographs that are files below `root`.
+    """`names`, `read`, `stamps` and `digest` of a set of photographs that are files below `root`.
 
     Raises:
         FileNotFoundError: some of them are missing; names the first and says how many.
@@ -60,11 +61,15 @@ def files_of(root, names) -> dict:
             f"{stamps.count(None)} of {len(names)} photographs are missing from {root}, the first is "
             f"{names[stamps.index(None)]}: unpack the set again, all of it"
         )
-    return {"names": names, "read": partial(_read, root, names), "stamps": stamps}
+    return {"names": names, "read": partial(_read, root, names), "stamps": stamps, "digest": partial(_digest, root, names)}
 
 
 def _read(root, names, row):
     return read_picture(Path(root) / names[row])
+
+
+def _digest(root, names, row):
+    return hashlib.sha256((Path(root) / names[row]).read_bytes()).hexdigest()
 
 
 def _stamp(path):

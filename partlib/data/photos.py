@@ -25,6 +25,7 @@ class Photos:
         names: `n` strings, one a photograph: a path inside the set, or a row's name.
         read: row number → RGB picture.
         stamps: `n` strings that change when a photograph's content does (digest, or size and time).
+        digest: row number → digest of its file; none where the stamps tell by themselves, on any machine, what the pictures show.
         labels: `n` class numbers.
         classes: the classes' names, in the order of their numbers.
         coarse_labels, coarse_classes: the same, for a coarser division.
@@ -50,6 +51,7 @@ class Photos:
     keypoints: Float[np.ndarray, "n k 3"] | None = None
     keypoint_names: Sequence[str] = ()
     read_mask: Callable[[int], Bool[np.ndarray, "height width"]] | None = None
+    digest: Callable[[int], str] | None = None
     rows: Int[np.ndarray, "n"] = None
     left_out: Sequence[BadPicture] = field(default=(), repr=False)
 
@@ -119,9 +121,13 @@ class Photos:
 
     @property
     def fingerprint(self):
-        """A digest of which photographs these are, in which order: the key of everything cached about them."""
-        text = "\0".join(f"{name}\0{stamp}" for name, stamp in zip(self.names, self.stamps))
-        return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()
+        """A digest of which photographs these are, in which order: the key of everything cached about them on this machine."""
+        return _digest(self.names, self.stamps)
+
+    @property
+    def contents(self):
+        """A digest that is the same wherever the files lie and whenever they were copied there: what a record names photographs by. Reads every file."""
+        return _digest(self.names, self.stamps if self.digest is None else [self.digest(int(row)) for row in self.rows])
 
     def readable(self):
         """The same set without the pictures that cannot be read; `left_out` of the result lists those and why."""
@@ -139,6 +145,11 @@ class Photos:
 
 _SPLITS = ("train", "val", "test", "query", "database")
 _PER_PHOTOGRAPH = ("names", "stamps", "rows", "labels", "coarse_labels", "split", "boxes", "keypoints")
+
+
+def _digest(names, stamps):
+    text = "\0".join(f"{name}\0{stamp}" for name, stamp in zip(names, stamps))
+    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()
 
 
 def _take(values, chosen):
