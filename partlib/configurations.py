@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
-from . import data, encoding, mining, partnet, retrieval, training
+from . import data, encoding, evaluation, mining, partnet, retrieval, training
 from .backbones import Backbone
 from .data import Photos
 from .features import Maps, extract
@@ -99,17 +99,33 @@ class Seen:
         own = self.setting.photos[self.setting.train]
         return [self.train, *(extract(self.backbone, seen(own), self.cache) for seen in (data.mirrored, data.cropped))]
 
+    @property
+    def labels(self) -> Int[np.ndarray, "a"]:
+        """Of those to learn from, for methods that say so."""
+        return self.setting.photos.labels[self.setting.train]
+
+    @cached_property
+    def before(self) -> list[Maps]:
+        """Maps of what comes before the last block: of all photographs, and of those to learn from, mirrored."""
+        earlier, own = Backbone(size=SIZE, layer=BLOCK), self.setting.photos[self.setting.train]
+        return [extract(earlier, photos, self.cache) for photos in (self.setting.photos, data.mirrored(own))]
+
     def prepare(self, method: str):
         """Compute the maps that are not there yet."""
-        return self.views if METHODS[method].with_views else self.maps
+        return [getattr(self, which) for which in METHODS[method].looks]
 
 
 @dataclass(frozen=True)
 class Made:
-    """What a method makes of the photographs: codes, or scores of parts with the background's last; and how many numbers it learnt."""
+    """What a method makes of the photographs: codes, or scores of parts with the background's last; and how many numbers it learnt.
+
+    Args:
+        answers: the classes that it names, where it learnt them.
+    """
 
     codes: Float[Tensor, "n D"] | None = None
     parts: Float[Tensor, "n q h w"] | None = None
+    answers: Int[np.ndarray, "n"] | None = None
     parameters: int = 0
     notes: dict = field(default_factory=dict)
 
@@ -124,7 +140,7 @@ class Method:
     """A configuration: what it does to `Seen` photographs with a seed, and what is said about it.
 
     Args:
-        uses: what it learns from besides the frozen backbone. settings: as JSON takes them.
+        uses: what it learns from besides the frozen backbone. settings: as JSON takes them. looks: at which maps of `Seen`.
     """
 
     make: Callable[[Seen, int], Made]
@@ -132,7 +148,7 @@ class Method:
     task: str = "codes"
     uses: str = "nothing"
     seeded: bool = False
-    with_views: bool = False
+    looks: tuple = ("maps",)
 
     def fits(self, which: str) -> bool:
         """Whether it can be measured on this set."""
@@ -142,6 +158,9 @@ class Method:
 POOLINGS = {"GAP": encoding.gap, "MAC": encoding.mac, "SPoC": encoding.spoc, "GeM": encoding.gem, "R-MAC": encoding.rmac}
 WHITENING = {"dims": 128, "neighbours": 5}
 PARTS = {"groups": 16, "parts of each": 4}  # of the bags
+BLOCK = "_blocks.14"  # what comes after it is the last block
+HEAD = {"parts": 64, "pool": "max", "epochs": 15, "rate": 3e-3}
+FINE = {"epochs": 10, "rate": 3e-4}  # chosen on a quarter of the training birds
 DIR = {"dims": 128, "neighbours": 10, "margin": 1.0, "epochs": 10, "batch": 64, "rate": 1e-3}  # margin, neighbours and rate were chosen on the butterflies
 
 
@@ -190,13 +209,13 @@ def _part_network(seen, seed):
     return Made(net.encode(seen.maps), parameters=learnt, notes={"carried over": net.carried_over_, "adapted": net.adapted_})
 
 
-def _regional(windows, pool, trained):
+def _regional(windows, pool, trained, labelled=False):
     def make(seen, seed):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             code = retrieval.RegionalCode(seen.maps.channels, seen.maps.shape[2:], DIR["dims"], pool, windows).start(seen.train)
         if trained:
-            task = retrieval.Triplets(code, seen.views, neighbours=DIR["neighbours"], margin=DIR["margin"])
+            task = retrieval.Triplets(code, seen.views, seen.labels if labelled else None, DIR["neighbours"], margin=DIR["margin"])
             training.fit(task, DIR["epochs"], DIR["batch"], DIR["rate"], seed=seed)
         notes = {} if code.exponent is None else {"exponent": code.exponent.item()}
         return Made(code.encode(seen.maps), parameters=sum(p.numel() for p in code.parameters()), notes=notes)
@@ -207,6 +226,25 @@ def _regional(windows, pool, trained):
 def _whitened_rmac(seen, seed):
     whitening = PCAWhitening(DIR["dims"]).fit(moments(x.flatten(0, 1) for x in map(encoding.rmac_regions, seen.train.batches())))
     return Made(encoding.encode(seen.maps, encoding.rmac, whitening=whitening), parameters=whitening.directions_.numel())
+
+
+def _three_streams(seen, seed):
+    streams = mining.ThreeStreams(seed=seed).fit(seen.train)
+    return whitened(encoding.encode(seen.maps, streams.describe), seen)
+
+
+def _head_with_labels(seen, seed):
+    net = partnet.PartNet(**HEAD, losses=(("orthogonality", 0.1),), seed=seed).fit(seen.train, seen.labels, seen.views[1:2])
+    learnt = sum(p.numel() for p in net.head_.parameters())
+    return Made(F.normalize(net.bag(seen.maps), dim=1), answers=net.predict(seen.maps), parameters=learnt)
+
+
+def _block_with_labels(seen, seed):
+    plain, mirrored = seen.before
+    block = seen.backbone.after(BLOCK)
+    network = evaluation.fine_tune(block, seen.backbone.channels, [plain[seen.setting.train], mirrored], seen.labels, **FINE, seed=seed)
+    pooled = encoding.encode(plain, network[:-1])
+    return Made(F.normalize(pooled, dim=1), answers=network[-1](pooled).argmax(1).numpy(), parameters=sum(p.numel() for p in network.parameters()))
 
 
 def _parts(learner):
@@ -237,9 +275,11 @@ def _settings(thing):
     return {name: value for name, value in asdict(thing).items() if isinstance(value, (int, float, str, bool, type(None))) and name != "seed"}
 
 
-NO_LABELS = "the training photographs, no labels"
+NO_LABELS, LABELS = "the training photographs, no labels", "the training photographs and their labels"
 _learners = {
     "k-means parts": lambda seed: mining.KMeansParts(64, seed=seed),
+    "patches": lambda seed: mining.PatchParts(4, seed=seed),
+    "pattern parts": lambda seed: mining.PatternParts(4, seed=seed),
     "assigned parts": lambda seed: mining.AssignedParts(4, seed=seed),
     "joint parts": lambda seed: mining.JointParts(64, seed=seed),
 }
@@ -248,9 +288,9 @@ _eight = {
     "8 assigned parts": lambda seed: mining.AssignedParts(4, dims=16, photographs=400, seed=seed),
     "8 joint parts": lambda seed: mining.JointParts(8, seed=seed),
 }
-_dir = lambda windows, pool, trained: Method(
-    _regional(windows, pool, trained), ({"windows": windows, "pool": pool} | DIR) if trained else {"windows": windows, "pool": pool, "dims": DIR["dims"]},
-    uses=NO_LABELS, seeded=trained, with_views=trained,
+_dir = lambda windows, pool, trained, uses=NO_LABELS: Method(
+    _regional(windows, pool, trained, uses == LABELS), {"windows": windows, "pool": pool} | (DIR if trained else {"dims": DIR["dims"]}),
+    uses=uses, seeded=trained, looks=("maps", "views") if trained else ("maps",),
 )  # fmt: skip
 
 METHODS: dict[str, Method] = (
@@ -262,7 +302,11 @@ METHODS: dict[str, Method] = (
     | {name: Method(_bag(make), _settings(make(0)) | PARTS, uses=NO_LABELS, seeded=True) for name, make in _learners.items()}
     | {"landmarks": Method(_landmarks, {"landmarks": 8} | WHITENING, uses=NO_LABELS, seeded=True)}
     | {"landmarks + R-MAC": Method(_landmarks_and_rmac, {"landmarks": 8} | WHITENING, uses=NO_LABELS, seeded=True)}
+    | {"three streams": Method(_three_streams, _settings(mining.ThreeStreams()) | WHITENING, uses=NO_LABELS, seeded=True)}
     | {"part network": Method(_part_network, _settings(partnet.PartNet()), uses=NO_LABELS, seeded=True)}
+    | {"DIR, with labels": _dir("rmac", "max", True, LABELS)}
+    | {"part head, with labels": Method(_head_with_labels, HEAD | {"orthogonality": 0.1}, uses=LABELS, seeded=True, looks=("maps", "views"))}
+    | {"last block, with labels": Method(_block_with_labels, {"block after": BLOCK} | FINE, uses=LABELS, seeded=True, looks=("maps", "before"))}
     | {name: Method(_parts(make), _settings(make(0)), "parts", NO_LABELS, seeded=True) for name, make in _eight.items()}
     | {"8 landmarks": Method(_landmarks_as_parts, {"landmarks": 8}, "parts", NO_LABELS, seeded=True)}
 )

@@ -92,6 +92,8 @@ def run(method: str, which: str, seed: int, cache="data/cache") -> dict:
     if made.parts is not None:
         return row | {"measures": measure_parts(made.parts, setting), "views": {}}
     measures, views = measure(made.codes, setting, seed)
+    if made.answers is not None:
+        measures["accuracy"] = 100 * float((made.answers[setting.test] == setting.photos.labels[setting.test]).mean())
     return row | {"measures": measures, "views": views}
 
 

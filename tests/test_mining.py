@@ -17,7 +17,7 @@ from scipy.stats import multivariate_normal
 from partlib import matching
 from partlib.clustering import KMeans
 from partlib.mining import (
-    AssignedParts, ExemplarParts, JointParts, KMeansParts, NothingFound, Parts, PatchParts, PatternParts, UnsupervisedParts,
+    AssignedParts, ExemplarParts, JointParts, KMeansParts, NothingFound, Parts, PatchParts, PatternParts, ThreeStreams, UnsupervisedParts,
     joint, patches, patterns, stability, visual_groups,
 )  # fmt: skip
 from partlib.mining.world import World, check_groups, some_of
@@ -489,18 +489,48 @@ def test_the_border_is_the_mean_of_the_cells_along_the_sides(n, h, w, seed):
         assert float(patterns.border(maps)[i, c]) == pytest.approx(sum(edge) / len(edge))
 
 
-def test_patterns_are_of_the_object_and_not_of_its_backdrop():
-    """One kind of object on two backdrops: each pair of channels recurs, and only the object's is rarer along the border."""
+def two_backdrops(count=20):
+    """One kind of object, a bright square of two channels, on two backdrops; and where it is: its corner's row and column."""
     draw = np.random.default_rng(0)
-    maps = 0.1 * draw.random((20, 8, 6, 6))
-    for i in range(20):
+    maps, corners = 0.1 * draw.random((count, 8, 6, 6)), []
+    for i in range(count):
         maps[i, 2 + 2 * (i % 2) : 4 + 2 * (i % 2)] += 1.0  # a backdrop, behind half of the photographs
         y, x = draw.integers(1, 4, 2)
         maps[i, 2:6, y : y + 2, x : x + 2] = 0.0
         maps[i, :2, y : y + 2, x : x + 2] += 1.0
-    parts = PatternParts(1, items=2, dims=6).fit(Regions(torch.from_numpy(maps).float(), grid(6, 6)))
-    where = parts.best(Regions(torch.from_numpy(maps).float(), grid(6, 6)))[1][:, 0]
-    assert all(maps[i, 0].flat[cell] > 0.5 for i, cell in enumerate(where))
+        corners.append((y, x))
+    return torch.from_numpy(maps).float(), corners
+
+
+def test_patterns_are_of_the_object_and_not_of_its_backdrop():
+    """Each pair of channels recurs, and only the object's is rarer along the border."""
+    maps, _ = two_backdrops()
+    regions = Regions(maps, grid(6, 6))
+    where = PatternParts(1, items=2, dims=6).fit(regions).best(regions)[1][:, 0]
+    assert all(maps[i, 0].flatten()[cell] > 0.5 for i, cell in enumerate(where))
+
+
+def test_three_streams_are_means_over_the_whole_the_object_and_its_parts():
+    maps, corners = two_backdrops()
+    streams = ThreeStreams(2, items=2, dims=6).fit(maps)
+    found, scores = streams.describe(maps), streams.parts_.maps(maps).numpy()
+    unit = lambda values: np.asarray(values) / np.linalg.norm(values)
+    for i, (y, x) in enumerate(corners):
+        photograph = maps[i].numpy().astype(float)
+        assert np.argwhere(streams.objects(maps[[i]])[0].numpy()).tolist() == [[y, x], [y, x + 1], [y + 1, x], [y + 1, x + 1]]
+        parts = []
+        for p in range(2):
+            row, column = max(((y + a, x + b) for a in (0, 1) for b in (0, 1)), key=lambda cell: scores[i, p, cell[0], cell[1]])
+            parts += photograph[:, max(0, row - 1) : row + 2, max(0, column - 1) : column + 2].mean((1, 2)).tolist()
+        blocks = photograph.mean((1, 2)), photograph[:, y : y + 2, x : x + 2].mean((1, 2)), parts
+        assert np.allclose(found[i], unit(np.concatenate([unit(block) for block in blocks])), atol=1e-5)
+
+
+def test_three_streams_of_nothing_in_particular():
+    maps, _ = two_backdrops()
+    streams = ThreeStreams(2, items=2, dims=6).fit(maps)
+    assert streams.objects(torch.ones(2, 8, 6, 6)).all() and torch.isfinite(streams.describe(torch.zeros(1, 8, 6, 6))).all()
+    refusal(NothingFound, lambda: ThreeStreams(2).fit(torch.ones(8, 8, 6, 6)))
 
 
 @given(

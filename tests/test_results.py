@@ -67,9 +67,11 @@ def made_up(monkeypatch):
 
     monkeypatch.setitem(METHODS, "labels", Method(make, {"noise": 0.3}, seeded=True))
     monkeypatch.setattr(Seen, "prepare", lambda self, method: None)
-    results._setting.cache_clear()
+    for cache in (results._setting, results._contents):
+        cache.cache_clear()
     yield calls
-    results._setting.cache_clear()
+    for cache in (results._setting, results._contents):
+        cache.cache_clear()
 
 
 def test_a_record_goes_on_where_it_was_and_is_written_anew_when_settings_change(made_up, tmp_path, monkeypatch):
@@ -78,7 +80,7 @@ def test_a_record_goes_on_where_it_was_and_is_written_anew_when_settings_change(
     assert made_up == [0, 1, 2] and results.missing(["labels"], ["few birds"], 3, tmp_path) == []
     (record,) = results.load(tmp_path)
     assert [row["seed"] for row in record["runs"]] == [0, 1, 2] and record["runs"][1]["notes"] == {"seed": 1} and record["runs"][0]["parameters"] == 7
-    assert record["about"]["fingerprint"] == SETS["few birds"]().photos.fingerprint and "--seeds 3" in record["command"]
+    assert record["about"]["fingerprint"] == SETS["few birds"]().photos.contents and "--seeds 3" in record["command"]
     monkeypatch.setitem(METHODS, "labels", Method(METHODS["labels"].make, {"noise": 0.4}, seeded=True))
     assert results.missing(["labels"], ["few birds"], 1, tmp_path) == [("labels", "few birds")]
     results.complete("labels", "few birds", 1, tmp_path)

@@ -10,8 +10,9 @@ from .parts import NothingFound, Parts
 from .patches import PatchParts
 from .patterns import PatternParts
 from .stability import stability
+from .streams import ThreeStreams
 
 __all__ = [
     "AssignedParts", "ExemplarParts", "JointParts", "KMeansParts", "NothingFound", "Parts", "PatchParts",
-    "PatternParts", "UnsupervisedParts", "stability", "visual_groups",
+    "PatternParts", "ThreeStreams", "UnsupervisedParts", "stability", "visual_groups",
 ]  # fmt: skip
