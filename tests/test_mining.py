@@ -512,7 +512,7 @@ def test_patterns_are_of_the_object_and_not_of_its_backdrop():
 
 def test_three_streams_are_means_over_the_whole_the_object_and_its_parts():
     maps, corners = two_backdrops()
-    streams = ThreeStreams(2, items=2, dims=6).fit(maps)
+    streams = ThreeStreams(PatternParts(2, items=2, dims=6)).fit(maps)
     found, scores = streams.describe(maps), streams.parts_.maps(maps).numpy()
     unit = lambda values: np.asarray(values) / np.linalg.norm(values)
     for i, (y, x) in enumerate(corners):
@@ -528,9 +528,9 @@ def test_three_streams_are_means_over_the_whole_the_object_and_its_parts():
 
 def test_three_streams_of_nothing_in_particular():
     maps, _ = two_backdrops()
-    streams = ThreeStreams(2, items=2, dims=6).fit(maps)
+    streams = ThreeStreams(PatternParts(2, items=2, dims=6)).fit(maps)
     assert streams.objects(torch.ones(2, 8, 6, 6)).all() and torch.isfinite(streams.describe(torch.zeros(1, 8, 6, 6))).all()
-    refusal(NothingFound, lambda: ThreeStreams(2).fit(torch.ones(8, 8, 6, 6)))
+    refusal(NothingFound, lambda: ThreeStreams(PatternParts(2)).fit(torch.ones(8, 8, 6, 6)))
 
 
 @given(

@@ -1,6 +1,6 @@
 """Three streams: a photograph as a whole, the object in it, and the parts of the object."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -28,18 +28,12 @@ class ThreeStreams:
     map of a frozen network, and nothing has a label.
 
     Args:
-        parts, items, support, longest, dims, photographs, seed: as in `PatternParts`.
+        learner: of the parts; its patterns are the object's too.
 
     Attributes after `fit`: `parts_` (Parts) and `patterns_` (q, d).
     """
 
-    parts: int = 8
-    items: int = 12
-    support: float = 0.03
-    longest: int = 3
-    dims: int = 128
-    photographs: int = 64
-    seed: int = 0
+    learner: PatternParts = field(default_factory=lambda: PatternParts(8))
 
     def fit(self, maps: Maps | Float[Tensor, "n d h w"]):
         """Mine the patterns, and the parts, of some of these photographs.
@@ -47,15 +41,15 @@ class ThreeStreams:
         Raises:
             NothingFound: no channels are active together, or all cells are alike.
         """
-        self.parts_ = PatternParts(**asdict(self)).fit(Regions(maps, grid(*maps.shape[2:])))
-        some = maps[torch.from_numpy(some_of(np.arange(len(maps)), self.photographs, self.seed))]  # those that the parts are of
-        baskets = torch.cat([transactions(few, border(few), self.items).flatten(0, 2) for few in batches(some)])
-        self.patterns_ = frequent_patterns(baskets, self.support, self.longest)
+        self.parts_ = self.learner.fit(Regions(maps, grid(*maps.shape[2:])))
+        some = maps[torch.from_numpy(some_of(np.arange(len(maps)), self.learner.photographs, self.learner.seed))]  # those that the parts are of
+        baskets = torch.cat([transactions(few, border(few), self.learner.items).flatten(0, 2) for few in batches(some)])
+        self.patterns_ = frequent_patterns(baskets, self.learner.support, self.learner.longest)
         return self
 
     def objects(self, maps: Float[Tensor, "n d h w"]) -> Bool[Tensor, "n h w"]:
         """The object's cells; all of them, where no cell stands out."""
-        on = objects(support_maps(transactions(maps, border(maps), self.items), self.patterns_))
+        on = objects(support_maps(transactions(maps, border(maps), self.learner.items), self.patterns_))
         return on | ~on.any(2).any(1)[:, None, None]
 
     def describe(self, maps: Float[Tensor, "n d h w"]) -> Float[Tensor, "n D"]:
