@@ -158,7 +158,7 @@ class Method:
 POOLINGS = {"GAP": encoding.gap, "MAC": encoding.mac, "SPoC": encoding.spoc, "GeM": encoding.gem, "R-MAC": encoding.rmac}
 WHITENING = {"dims": 128, "neighbours": 5}
 PARTS = {"groups": 16, "parts of each": 4}  # of the bags
-STREAMS = lambda seed: mining.PatternParts(8, seed=seed)
+STREAMS = lambda seed: mining.PatternParts(4, support=0.01, seed=seed)
 BLOCK = "_blocks.14"  # what comes after it is the last block
 HEAD = {"parts": 64, "pool": "max", "epochs": 15, "rate": 3e-3}
 FINE = {"epochs": 10, "rate": 3e-4}  # chosen on a quarter of the training birds
@@ -230,7 +230,8 @@ def _whitened_rmac(seen, seed):
 
 
 def _three_streams(seen, seed):
-    streams = mining.ThreeStreams(STREAMS(seed)).fit(seen.train)
+    groups = mining.visual_groups(Regions(seen.train, grid(*seen.maps.shape[2:])), PARTS["groups"], seed)
+    streams = mining.ThreeStreams(STREAMS(seed)).fit(seen.train, groups)
     return whitened(encoding.encode(seen.maps, streams.describe), seen)
 
 
@@ -303,7 +304,7 @@ METHODS: dict[str, Method] = (
     | {name: Method(_bag(make), _settings(make(0)) | PARTS, uses=NO_LABELS, seeded=True) for name, make in _learners.items()}
     | {"landmarks": Method(_landmarks, {"landmarks": 8} | WHITENING, uses=NO_LABELS, seeded=True)}
     | {"landmarks + R-MAC": Method(_landmarks_and_rmac, {"landmarks": 8} | WHITENING, uses=NO_LABELS, seeded=True)}
-    | {"three streams": Method(_three_streams, _settings(STREAMS(0)) | WHITENING, uses=NO_LABELS, seeded=True)}
+    | {"three streams": Method(_three_streams, _settings(STREAMS(0)) | {"groups": PARTS["groups"]} | WHITENING, uses=NO_LABELS, seeded=True)}
     | {"part network": Method(_part_network, _settings(partnet.PartNet()), uses=NO_LABELS, seeded=True)}
     | {"DIR, with labels": _dir("rmac", "max", True, LABELS)}
     | {"part head, with labels": Method(_head_with_labels, HEAD | {"orthogonality": 0.1}, uses=LABELS, seeded=True, looks=("maps", "views"))}

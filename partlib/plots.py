@@ -94,12 +94,13 @@ def parts(learnt, regions, photos, count=6, size=1.1):
     return figure
 
 
-def signed_maps(pictures, maps, titles=None, limit=None, columns=4, size=2.2):
+def signed_maps(pictures, maps, titles=None, limit=None, columns=4, size=2.2, of="logit"):
     """Signed maps over their pictures, all on one scale: orange is for, violet against, as strongly as it is solid.
 
     Args:
         pictures: m pictures; maps: m maps (h, w), enlarged to their picture.
         limit: the value drawn in full colour; by default the largest of all maps, so that they compare.
+        of: what they add up to.
     """
     pictures, maps = list(pictures), list(maps)
     limit = limit or max(float(abs(values).max()) for values in maps) or 1.0
@@ -115,7 +116,7 @@ def signed_maps(pictures, maps, titles=None, limit=None, columns=4, size=2.2):
         if titles is not None:
             axis.set_title(titles[i], fontsize=9)
     bar = figure.colorbar(plt.cm.ScalarMappable(drawn.norm, SIGNED), ax=axes, shrink=0.7)
-    bar.set_label("adds to the logit, per cell", fontsize=8)
+    bar.set_label(f"adds to the {of}, per cell", fontsize=8)
     return figure
 
 

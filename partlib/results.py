@@ -202,12 +202,17 @@ def main():
     # A process for each record, so that its memory is its own: a copy of this one where the system can, which has computed nothing yet.
     start = multiprocessing.get_context("fork" if "fork" in multiprocessing.get_all_start_methods() else "spawn")
     with start.Pool(options.workers, maxtasksperchild=1) as pool:
-        for _ in progress(pool.imap_unordered(_complete, jobs), total=len(jobs), desc="records", unit="record"):
-            pass
+        failed = [said for said in progress(pool.imap_unordered(_complete, jobs), total=len(jobs), desc="records", unit="record") if said]
+    if failed:
+        raise SystemExit("\n".join(failed))
 
 
 def _complete(job):
-    complete(*job)
+    """Nothing, or why there is no record: the others are run all the same."""
+    try:
+        complete(*job)
+    except (ValueError, OSError) as error:
+        return f"{job[0]} on {job[1]}: {error}"
 
 
 if __name__ == "__main__":

@@ -510,20 +510,19 @@ def test_patterns_are_of_the_object_and_not_of_its_backdrop():
     assert all(maps[i, 0].flatten()[cell] > 0.5 for i, cell in enumerate(where))
 
 
-def test_three_streams_are_means_over_the_whole_the_object_and_its_parts():
+@pytest.mark.parametrize("grouped", [False, True])
+def test_three_streams_are_means_over_the_whole_and_the_object_and_the_best_of_each_part(grouped):
     maps, corners = two_backdrops()
-    streams = ThreeStreams(PatternParts(2, items=2, dims=6)).fit(maps)
-    found, scores = streams.describe(maps), streams.parts_.maps(maps).numpy()
-    unit = lambda values: np.asarray(values) / np.linalg.norm(values)
+    streams = ThreeStreams(PatternParts(2, items=2, dims=6)).fit(maps, np.arange(20) % 2 if grouped else None)
+    assert len(streams.parts_) == (4 if grouped else 2)
+    scores, rows = streams.parts_.maps(maps).numpy(), []
     for i, (y, x) in enumerate(corners):
         photograph = maps[i].numpy().astype(float)
         assert np.argwhere(streams.objects(maps[[i]])[0].numpy()).tolist() == [[y, x], [y, x + 1], [y + 1, x], [y + 1, x + 1]]
-        parts = []
-        for p in range(2):
-            row, column = max(((y + a, x + b) for a in (0, 1) for b in (0, 1)), key=lambda cell: scores[i, p, cell[0], cell[1]])
-            parts += photograph[:, max(0, row - 1) : row + 2, max(0, column - 1) : column + 2].mean((1, 2)).tolist()
-        blocks = photograph.mean((1, 2)), photograph[:, y : y + 2, x : x + 2].mean((1, 2)), parts
-        assert np.allclose(found[i], unit(np.concatenate([unit(block) for block in blocks])), atol=1e-5)
+        rows.append((photograph.mean((1, 2)), photograph[:, y : y + 2, x : x + 2].mean((1, 2)), scores[i].max((1, 2))))
+    blocks = [np.stack(stream) - np.mean(stream, axis=0) for stream in zip(*rows)]
+    unit = lambda values: values / np.linalg.norm(values, axis=1, keepdims=True)
+    assert np.allclose(streams.describe(maps), unit(np.concatenate([unit(block) for block in blocks], axis=1)), atol=1e-4)
 
 
 def test_three_streams_of_nothing_in_particular():

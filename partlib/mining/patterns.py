@@ -51,18 +51,14 @@ class PatternParts:
 
     def fit(self, regions: Regions, groups=None) -> Parts:
         """From groups `(n,)` of the photographs, or from all of them as one group."""
-        owners_of = np.full(len(regions), -1) if groups is None else check_groups(groups, regions)
+        return self.parts_of(self.mine(regions, groups), regions)
+
+    def parts_of(self, mined, regions: Regions) -> Parts:
+        """Clusters of the cells that are on the objects, in what was mined."""
         world = World.of(regions, self.dims, self.seed)
         cells = Regions(regions.maps, grid(*regions.cells))
         means, owners = [], []
-        levels = None if groups is None else torch.cat([maps.mean((2, 3)) for maps in regions.map_batches()])
-        for g, rows, _ in each_group(owners_of, self.photographs, self.seed, what="patterns"):
-            usual = border if groups is None else lambda maps: (border(maps) + levels[owners_of != g].mean(0)) / 2
-            some = regions[rows].map_batches()
-            baskets = torch.cat([transactions(maps, usual(maps), self.items) for maps in some])
-            patterns = frequent_patterns(baskets.flatten(0, 2), self.support, self.longest)
-            if len(patterns) == 0:
-                continue
+        for g, rows, baskets, patterns in mined:
             inside = objects(support_maps(baskets, patterns)).flatten(1)
             if not inside.any():  # every cell holds as many of them
                 continue
@@ -77,6 +73,17 @@ class PatternParts:
                 "in others: lower support, or take more items"
             )
         return world.parts(torch.cat(means), owners, self, regions)
+
+    def mine(self, regions: Regions, groups=None):
+        """Of each group that has any: its number, the photographs looked at, what their cells hold, and the frequent patterns."""
+        owners_of = np.full(len(regions), -1) if groups is None else check_groups(groups, regions)
+        levels = None if groups is None else torch.cat([maps.mean((2, 3)) for maps in regions.map_batches()])
+        for g, rows, _ in each_group(owners_of, self.photographs, self.seed, what="patterns"):
+            usual = border if groups is None else lambda maps: (border(maps) + levels[owners_of != g].mean(0)) / 2
+            baskets = torch.cat([transactions(maps, usual(maps), self.items) for maps in regions[rows].map_batches()])
+            patterns = frequent_patterns(baskets.flatten(0, 2), self.support, self.longest)
+            if len(patterns):
+                yield g, rows, baskets, patterns
 
 
 def border(maps: Float[Tensor, "n d h w"]) -> Float[Tensor, "n d"]:

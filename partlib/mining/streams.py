@@ -2,49 +2,48 @@
 
 from dataclasses import dataclass, field
 
-import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
-from torch.nn import functional as F
 
-from ..encoding import gap, join
-from ..features import Maps, batches
+from ..encoding import bag_of_parts, gap, join
+from ..features import Maps
 from ..regions import Regions, grid
-from .patterns import PatternParts, border, frequent_patterns, objects, support_maps, transactions
-from .world import some_of
+from .patterns import PatternParts, border, objects, support_maps, transactions
 
 
 @dataclass
 class ThreeStreams:
     """The code of unsupervised part mining [Zhang et al. 2019, arXiv 1902.09941; its details are our reading].
 
-    Patterns of channels are mined in all photographs as one group, and the object of any photograph is the largest set of cells that hold many of
-    them. With B its box and W_p the 3 × 3 cells around the best cell of part p in the object, a photograph f is
+    Patterns of channels are mined in groups of photographs, and the object of any photograph is the largest set of cells that hold many of them,
+    whichever group they are of. With O its cells and S_p the scores of pattern part p, a photograph f is
 
-        z = [ mean f ;  mean_B f ;  mean_{W_1} f ; … ; mean_{W_P} f ],    each of the three streams of length 1.
+        z = [ mean f ;  mean_O f ;  max S_1, …, max S_P ],    each of the three streams of length 1.
 
-    In the paper each box is cut out of the photograph and goes through a network of its own, trained with labels. Here they are cut out of one
+    In the paper each stream is cut out of the photograph and goes through a network of its own, trained with labels. Here all three look at one
     map of a frozen network, and nothing has a label.
 
     Args:
         learner: of the parts; its patterns are the object's too.
 
-    Attributes after `fit`: `parts_` (Parts) and `patterns_` (q, d).
+    Attributes after `fit`: `parts_` (Parts), `patterns_` (q, d) and `means_`, of the streams.
     """
 
-    learner: PatternParts = field(default_factory=lambda: PatternParts(8))
+    learner: PatternParts = field(default_factory=lambda: PatternParts(4, support=0.01))
 
-    def fit(self, maps: Maps | Float[Tensor, "n d h w"]):
-        """Mine the patterns, and the parts, of some of these photographs.
+    def fit(self, maps: Maps | Float[Tensor, "n d h w"], groups=None):
+        """From groups `(n,)` of the photographs, or from all of them as one group.
 
         Raises:
             NothingFound: no channels are active together, or all cells are alike.
         """
-        self.parts_ = self.learner.fit(Regions(maps, grid(*maps.shape[2:])))
-        some = maps[torch.from_numpy(some_of(np.arange(len(maps)), self.learner.photographs, self.learner.seed))]  # those that the parts are of
-        baskets = torch.cat([transactions(few, border(few), self.learner.items).flatten(0, 2) for few in batches(some)])
-        self.patterns_ = frequent_patterns(baskets, self.learner.support, self.learner.longest)
+        regions = Regions(maps, grid(*maps.shape[2:]))
+        mined = list(self.learner.mine(regions, groups))
+        self.parts_ = self.learner.parts_of(mined, regions)
+        self.patterns_ = torch.cat([patterns for *_, patterns in mined]).unique(dim=0)
+        streams = [self.streams(some) for some in regions.map_batches()]
+        self.means_ = [torch.cat(stream).mean(0) for stream in zip(*streams)]
         return self
 
     def objects(self, maps: Float[Tensor, "n d h w"]) -> Bool[Tensor, "n h w"]:
@@ -52,12 +51,11 @@ class ThreeStreams:
         on = objects(support_maps(transactions(maps, border(maps), self.learner.items), self.patterns_))
         return on | ~on.any(2).any(1)[:, None, None]
 
-    def describe(self, maps: Float[Tensor, "n d h w"]) -> Float[Tensor, "n D"]:
-        """z, of length 1; for `encoding.encode`."""
-        on = self.objects(maps)
-        box = (on.any(2)[:, :, None] & on.any(1)[:, None, :])[:, None]
-        scores = self.parts_.maps(maps).flatten(2)
-        best = scores.masked_fill(~on.flatten(1)[:, None], -torch.inf).argmax(2)
-        around = F.avg_pool2d(maps, 3, stride=1, padding=1, count_include_pad=False).flatten(2)
-        windows = around.gather(2, best[:, None].expand(-1, maps.shape[1], -1))
-        return join(gap(maps), (maps * box).sum((2, 3)) / box.sum((2, 3)), windows.transpose(1, 2).flatten(1))
+    def streams(self, maps: Float[Tensor, "n d h w"]) -> list[Float[Tensor, "n D"]]:
+        """Whole, object and parts."""
+        on = self.objects(maps)[:, None]
+        return [gap(maps), (maps * on).sum((2, 3)) / on.sum((2, 3)), bag_of_parts(self.parts_.maps(maps).flatten(2))]
+
+    def describe(self, maps: Float[Tensor, "n d h w"]) -> Float[Tensor, "n 2*d+p"]:
+        """z, less the streams' means over the photographs it was fitted to; for `encoding.encode`."""
+        return join(*(stream - mean for stream, mean in zip(self.streams(maps), self.means_)))
