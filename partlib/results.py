@@ -154,14 +154,14 @@ def _write(file, what, runs):
     values = {name: [row["measures"][name] for row in runs if name in row["measures"]] for name in names}
     measures = {name: {"mean": float(np.mean(own)), "spread": float(np.std(own)), "runs": len(own)} for name, own in values.items()}
     record = {
-        "about": what, "backbone": repr(Backbone(size=configurations.SIZE)), "measures": measures, "runs": runs,
+        "about": what, "backbone": repr(Backbone(size=configurations.SIZE)), "measures": _rounded(measures), "runs": _rounded(runs),
         "versions": {name: version(name) for name in PACKAGES} | {"python": platform.python_version()},
         "machine": {"system": f"{platform.system()} {platform.machine()}", "threads": torch.get_num_threads()},
         "command": f'python -m partlib.results run --method "{what["method"]}" --set "{what["set"]}" --seeds {len(runs)}',
     }  # fmt: skip
     file.parent.mkdir(parents=True, exist_ok=True)
     part = file.with_suffix(".part")
-    part.write_text(json.dumps(_rounded(record), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    part.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     os.replace(part, file)
 
 

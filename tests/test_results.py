@@ -65,7 +65,7 @@ def made_up(monkeypatch):
         noise = torch.randn(60, 5, generator=torch.Generator().manual_seed(seed))
         return Made(torch.eye(5)[seen.setting.photos.labels] + 0.3 * noise, parameters=7, notes={"seed": seed})
 
-    monkeypatch.setitem(METHODS, "labels", Method(make, {"noise": 0.3}, seeded=True))
+    monkeypatch.setitem(METHODS, "labels", Method(make, {"noise": 0.3, "rate": 3e-4}, seeded=True))
     monkeypatch.setattr(Seen, "prepare", lambda self, method: None)
     for cache in (results._setting, results._contents):
         cache.cache_clear()
