@@ -30,8 +30,7 @@ def some_maps(maps, seed=0, cells=SAMPLE) -> Float[Tensor, "m d h w"]:
     some = check_maps(maps[rows].tensor() if isinstance(maps, Maps) else maps[rows])
     if not torch.isfinite(some).all():
         raise ValueError("the maps hold NaN or infinity: mend what made them")
-    seen = some.permute(0, 2, 3, 1).flatten(0, 2)
-    if (seen - seen.mean(0)).norm(dim=1).max() <= 1e-5 * seen.norm(dim=1).max().clamp(min=1e-12):
+    if (some - some.mean((0, 2, 3))[:, None, None]).norm(dim=1).max() <= 1e-5 * some.norm(dim=1).max().clamp(min=1e-12):
         raise NothingFound(f"all cells of these {n} photographs are alike, so no part can be told from another: are the maps constant?")
     return some
 
@@ -50,7 +49,8 @@ class Foreground:
         """From these maps; `clearly` counts only cells at least half as far on that side as the middle one of those on it."""
         cells = F.normalize(check_maps(maps), dim=1)
         mean = cells.mean((0, 2, 3))
-        flat = cells.permute(0, 2, 3, 1).flatten(0, 2) - mean
+        flat = cells.permute(0, 2, 3, 1).flatten(0, 2).sub_(mean)  # in place: cells are gigabytes
+        del cells
         side = torch.linalg.eigh((flat.T @ flat).double())[1][:, -1].to(maps.dtype)
         values = (flat @ side).view(len(maps), *maps.shape[2:])
         border = torch.ones(values.shape[1:], dtype=torch.bool)

@@ -44,7 +44,7 @@ class Landmarks:
         some = some_maps(maps, seed, 3 * SAMPLE)
         foreground = Foreground.of(some, clearly=True)
         on = foreground(some)
-        cells = _placed(some, on).permute(0, 2, 3, 1)[on]
+        cells = torch.cat([_placed(few, own).permute(0, 2, 3, 1)[own] for few, own in zip(some.split(64), on.split(64))])  # copies of all would be gigabytes
         if len(cells) <= count:
             raise NothingFound(f"{count} landmarks, but only {len(cells)} cells on the foreground of {len(some)} photographs: ask for fewer")
         turned = PCAWhitening(min(dims, len(cells) - 1, cells.shape[1] - 1), power=0).fit(cells)
