@@ -195,9 +195,11 @@ def test_ctrl_c_between_the_steps_ends_at_once(never_stopped, tmp_path):
             return anew
 
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may have started the tests deaf to it
-    with pytest.raises(KeyboardInterrupt):
-        fit(Slow(), **LONG, checkpoint=tmp_path / "run.pt", every=0)
-    signal.signal(signal.SIGINT, before)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            fit(Slow(), **LONG, checkpoint=tmp_path / "run.pt", every=0)
+    finally:
+        signal.signal(signal.SIGINT, before)
     Slow.begin = Net.begin
     same(trained(Slow(), **LONG, checkpoint=tmp_path / "run.pt"), never_stopped)
 

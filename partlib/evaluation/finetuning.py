@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from .. import training
 from .._checks import check_labels
 from ..features import Maps
+from ..partnet.tasks import pick
 
 
 class FineTuning(training.Task):
@@ -27,8 +28,7 @@ class FineTuning(training.Task):
         return rows, torch.randint(len(self.views), (len(rows),), generator=generator)
 
     def forward(self, rows, view):
-        seen = torch.stack([self.views[v][row] for row, v in zip(rows.tolist(), view.tolist())])
-        return {"classes": F.cross_entropy(self.network(seen), self.labels[rows])}
+        return {"classes": F.cross_entropy(self.network(pick(self.views, rows, view)), self.labels[rows])}
 
     def groups(self):
         return [{"params": list(self.network[:-1].parameters())}, {"params": list(self.network[-1].parameters()), "scale": 10.0}]

@@ -61,7 +61,7 @@ class WithLabels(_OnMaps):
         return rows, torch.randint(len(self.seen), (len(rows),), generator=generator)
 
     def forward(self, rows, view):
-        maps = _pick(self.seen, rows, view)
+        maps = pick(self.seen, rows, view)
         return {"classes": F.cross_entropy(self.head(maps), self.labels[rows])} | self.further(rows)
 
     def groups(self):
@@ -113,7 +113,7 @@ class WithNeighbours(_Unlabelled):
 
     def forward(self, rows, others, view):
         maps = self.seen[0][rows]
-        codes, partners = training.gathered(self.codes(maps)), training.gathered(self.codes(_pick(self.seen, others, view)))
+        codes, partners = training.gathered(self.codes(maps)), training.gathered(self.codes(pick(self.seen, others, view)))
         known = self.alike(training.gathered(rows), training.gathered(others))
         return {"contrast": heads.contrast(codes, partners, known, self.temperature)} | self.further(rows)
 
@@ -169,7 +169,7 @@ class WithClusters(_Unlabelled):
         return {"clusters": F.cross_entropy(cosines / self.temperature, self.labels[rows])} | self.further(rows)
 
 
-def _pick(seen, rows, view):
+def pick(seen, rows, view):
     """Each photograph's map in its view."""
     if len(seen) == 1:
         return seen[0][rows]
