@@ -23,6 +23,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from threadpoolctl import threadpool_limits
 from torch.nn.functional import one_hot
 
 from . import configurations, evaluation, retrieval
@@ -174,7 +175,7 @@ def _rounded(value):
 
 
 def missing(methods, sets, seeds: int, records=RECORDS) -> list[tuple[str, str]]:
-    """The configurations of which a seed is not on record, those that are quick first."""
+    """The configurations of which a seed is not on record, method by method."""
     fitting = [(method, which) for method in methods for which in sets if METHODS[method].fits(which)]
     return [(method, which) for method, which in fitting if _absent(_on_record(method, which, records), method, seeds)]
 
@@ -201,10 +202,17 @@ def main():
     jobs = [(method, which, options.seeds, options.records, options.cache) for method, which in wanted]
     # A process for each record, so that its memory is its own: a copy of this one where the system can, which has computed nothing yet.
     start = multiprocessing.get_context("fork" if "fork" in multiprocessing.get_all_start_methods() else "spawn")
-    with start.Pool(options.workers, maxtasksperchild=1) as pool:
+    with start.Pool(options.workers, _share_cores, (options.workers,), maxtasksperchild=1) as pool:
         failed = [said for said in progress(pool.imap_unordered(_complete, jobs), total=len(jobs), desc="records", unit="record") if said]
     if failed:
         raise SystemExit("\n".join(failed))
+
+
+def _share_cores(workers):
+    """To each process its share of the threads: more of them than cores wait for one another."""
+    threads = max(1, torch.get_num_threads() // workers)
+    torch.set_num_threads(threads)
+    threadpool_limits(threads)
 
 
 def _complete(job):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import subprocess
 import sys
 
 import numpy as np
@@ -122,3 +123,9 @@ def test_sets_that_are_not_bundled_are_run_where_their_folder_is_named(monkeypat
     assert configurations.at_hand() == ["groceries", "toy birds"]
     monkeypatch.setitem(os.environ, "PARTLIB_DATA", "somewhere")
     assert configurations.at_hand() == list(SETS)
+
+
+@pytest.mark.parametrize("workers, threads", [(1, 4), (2, 2), (9, 1)])
+def test_processes_side_by_side_share_the_threads(workers, threads):
+    own = f"import torch; from partlib import results; torch.set_num_threads(4); results._share_cores({workers}); print(torch.get_num_threads())"
+    assert int(subprocess.run([sys.executable, "-c", own], capture_output=True, text=True, check=True).stdout) == threads
